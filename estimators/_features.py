@@ -1,0 +1,173 @@
+"""Linear features of states and actions, and what a block of the log looks like through them. Called by linear Q methods."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import clone
+
+from ope import ragged
+from ope.dataset import LoggedDataset
+from ope.policy import Policy, RandomState, action_nodes, continuing_ends, probabilities
+from ope.validation import FloatArray, IntArray
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Features phi(s, a): state features in a block per discrete action, or features of the state and action together.
+
+    Parameters
+    ----------
+    transformer : fitted transformer or None
+        None leaves the input as it is.
+    n_actions : int or None
+        None for continuous actions.
+    """
+
+    transformer: Any
+    n_actions: int | None
+
+    def transform(self, inputs: FloatArray) -> FloatArray:
+        """Return dense float64 features of states (discrete) or of states and actions side by side (continuous)."""
+        out = inputs if self.transformer is None else self.transformer.transform(inputs)
+        return np.asarray(out.toarray() if hasattr(out, "toarray") else out, dtype=np.float64)
+
+    def logged(self, states: FloatArray, actions: npt.NDArray[Any]) -> FloatArray:
+        """Return phi(s, a), shape (n, k)."""
+        if self.n_actions is None:
+            return self.transform(np.hstack([states, actions]))
+        features = self.transform(states)
+        out = np.zeros((len(features), self.n_actions, features.shape[1]))
+        out[np.arange(len(features)), actions] = features
+        return out.reshape(len(features), -1)
+
+    def every_action(self, states: FloatArray) -> FloatArray:
+        """Return phi(s, a) for every discrete action, shape (n, n_actions, k)."""
+        assert self.n_actions is not None
+        features = self.transform(states)
+        eye = np.eye(self.n_actions)
+        return np.einsum("ab,np->nabp", eye, features).reshape(len(features), self.n_actions, -1)
+
+    def __call__(self, states: FloatArray, actions: npt.NDArray[Any] | None) -> FloatArray:
+        return self.every_action(states) if actions is None else self.logged(states, actions)
+
+
+def fit_basis(features: Any, data: LoggedDataset) -> Basis:
+    """Fit the features on the states of a log (with continuous actions: on states and actions side by side).
+
+    Parameters
+    ----------
+    features : "auto", "identity" or scikit-learn transformer
+        "auto" takes one-hot states as they are and standardised polynomials of degree 2 otherwise.
+    data : LoggedDataset
+    """
+    n_actions = data.n_actions if data.discrete else None
+    inputs = data.states if data.discrete else np.hstack([data.states, data.actions])
+    if isinstance(features, str):
+        if features not in ("auto", "identity"):
+            raise ValueError(f"`features` must be 'auto', 'identity' or a scikit-learn transformer, got {features!r}.")
+        if features == "identity" or (data.discrete and is_one_hot(data.states)):
+            return Basis(None, n_actions)
+        return Basis(_polynomials().fit(inputs), n_actions)
+    if not (hasattr(features, "fit") and hasattr(features, "transform")):
+        raise TypeError(f"`features` must be 'auto', 'identity' or a scikit-learn transformer, got {type(features).__name__}; give it fit and transform.")
+    return Basis(clone(features).fit(inputs), n_actions)
+
+
+def _polynomials() -> Any:
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+    return make_pipeline(StandardScaler(), PolynomialFeatures(degree=2))
+
+
+def is_one_hot(states: FloatArray) -> bool:
+    """Return whether every row has a single 1 among zeros.
+
+    Examples
+    --------
+    >>> is_one_hot(np.eye(3)), is_one_hot(np.ones((2, 2)))
+    (True, False)
+    """
+    return bool(np.isin(states, (0.0, 1.0)).all() and (states.sum(axis=1) == 1.0).all())
+
+
+@dataclass(frozen=True)
+class FeatureBlock:
+    """A block of whole episodes through a basis and a candidate policy.
+
+    Parameters
+    ----------
+    phi : ndarray of shape (n, k)
+        Features of the logged state and action.
+    phi_bar : ndarray of shape (n, k)
+        Their expectation under the candidate at the logged state.
+    phi_next : ndarray of shape (n, k)
+        The same at the state that followed; 0 where the process ended.
+    used : ndarray of shape (n,)
+        False for the last transition of a horizon end that goes on to an unknown state.
+    """
+
+    phi: FloatArray
+    phi_bar: FloatArray
+    phi_next: FloatArray
+    used: npt.NDArray[np.bool_]
+    rewards: FloatArray
+    offsets: IntArray
+    steps: IntArray
+
+    @property
+    def start(self) -> FloatArray:
+        """Expected features at the first state of every episode, shape (n_episodes, k)."""
+        return self.phi_bar[self.offsets[:-1]]
+
+
+def feature_block(
+    block: LoggedDataset, basis: Basis, policy: Policy, stationary: bool, n_samples: int, random_state: RandomState
+) -> FeatureBlock:
+    """Compute the features of a block of whole episodes."""
+    phi = basis.logged(block.states, block.actions)
+    phi_bar = _expected(policy, block.rows(), block, basis, n_samples, random_state)
+    last = np.zeros((block.n_episodes, phi.shape[1]))
+    goes_on = continuing_ends(block, stationary)
+    known = np.flatnonzero(goes_on & block.final_known())
+    if len(known):
+        last[known] = _expected(policy, block.final_rows(known), block, basis, n_samples, random_state)
+    used = np.ones(len(phi), dtype=bool)
+    used[block.offsets[1:][goes_on & ~block.final_known()] - 1] = False
+    phi_next = ragged.shift_to_next(phi_bar, block.offsets, last)
+    return FeatureBlock(phi, phi_bar, phi_next, used, block.rewards, block.offsets, ragged.step_index(block.offsets))
+
+
+def _expected(policy: Policy, rows: Any, block: LoggedDataset, basis: Basis, n_samples: int, random_state: RandomState) -> FloatArray:
+    if block.action_labels is not None:
+        probs = probabilities(policy, rows, block.action_labels)
+        features = basis.transform(rows.states)
+        return np.einsum("na,np->nap", probs, features).reshape(len(features), -1)
+    nodes, weights = action_nodes(policy, rows, n_samples, random_state)
+    total = weights[0] * basis.logged(rows.states, nodes[0])
+    for weight, actions in zip(weights[1:], nodes[1:], strict=True):
+        total += weight * basis.logged(rows.states, actions)
+    return total
+
+
+def history_features(block: LoggedDataset, max_states: int = 8) -> FloatArray:
+    """Return what happened one step before: action, reward and state, shape (n, q); 0 at the first step.
+
+    A Q model whose state is complete leaves errors that these cannot predict.
+    """
+    if block.action_labels is not None:
+        previous = np.eye(block.n_actions)[block.actions][:, 1:]
+    else:
+        previous = np.asarray(block.actions, dtype=np.float64)
+    columns = [previous, block.rewards[:, None]]
+    if block.states.shape[1] <= max_states:
+        columns.append(np.asarray(block.states, dtype=np.float64))
+    now = np.hstack(columns)
+    past = np.zeros_like(now)
+    past[1:] = now[:-1]
+    past[block.offsets[:-1]] = 0.0
+    return past

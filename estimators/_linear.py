@@ -1,0 +1,242 @@
+"""Least-squares temporal differences in closed form: sufficient statistics that merge, their solution, its influence.
+
+Arrays have a leading axis of S value functions: one if stationary, one per step if time-indexed (S = horizon). Notation as in
+the papers: G = sum phi phi', C = sum phi phibar_next', b = sum phi r, theta, u (the adjoint solution).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+
+import numpy as np
+from scipy.special import gammaincc
+
+from ope import ragged
+from ope.estimators._features import FeatureBlock
+from ope.validation import FloatArray, IntArray
+
+RANK_TOLERANCE = 1e-10
+
+
+@dataclass(frozen=True)
+class LinearSums:
+    """G (S, k, k), C (S, k, k), b (S, k), the sum of start features (k,) and of episode weights."""
+
+    gram: FloatArray
+    cross: FloatArray
+    reward: FloatArray
+    start: FloatArray
+    n: float
+
+    def merge(self, other: LinearSums) -> LinearSums:
+        """Return the sums over both parts."""
+        return LinearSums(
+            self.gram + other.gram, self.cross + other.cross, self.reward + other.reward, self.start + other.start, self.n + other.n
+        )
+
+
+def summarise(block: FeatureBlock, episode_weight: FloatArray, n_values: int) -> LinearSums:
+    """Sum a block; `n_values` is 1 or the horizon."""
+    k = block.phi.shape[1]
+    row_weight = np.repeat(episode_weight, np.diff(block.offsets)) * block.used
+    gram, cross, reward = np.zeros((n_values, k, k)), np.zeros((n_values, k, k)), np.zeros((n_values, k))
+    for s, rows in _rows_by_value(block, n_values):
+        phi = block.phi[rows]
+        weighted = row_weight[rows, None] * phi
+        gram[s] = weighted.T @ phi
+        cross[s] = weighted.T @ block.phi_next[rows]
+        reward[s] = weighted.T @ block.rewards[rows]
+    return LinearSums(gram, cross, reward, episode_weight @ block.start, float(episode_weight.sum()))
+
+
+def merge(parts: list[LinearSums]) -> LinearSums:
+    """Merge the sums of all blocks."""
+    return reduce(LinearSums.merge, parts)
+
+
+def _rows_by_value(block: FeatureBlock, n_values: int) -> list[tuple[int, IntArray | slice]]:
+    if n_values == 1:
+        return [(0, slice(None))]
+    return [(t, step_rows(block.offsets, t)) for t in range(int(np.diff(block.offsets).max()))]
+
+
+def step_rows(offsets: IntArray, t: int) -> IntArray:
+    """Return the rows of step t, one for each episode that is longer than t."""
+    return offsets[:-1][np.diff(offsets) > t] + t
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """theta (S, k), the adjoint u (S, k), value = phibar_0' theta_0, and how well the system is posed.
+
+    Parameters
+    ----------
+    theta, adjoint : ndarray of shape (S, k)
+    inverse : ndarray of shape (S, k, k)
+        Inverse of A (stationary) or pseudo-inverse of each G, on the span of the logged features.
+    support : ndarray of shape (S, k, k)
+        Projection on the span of the logged features.
+    start : ndarray of shape (k,)
+        Mean of the candidate's features at the first state.
+    condition : float
+    ridge_bias : float
+        -lambda sum u' theta, the first-order bias of the ridge.
+    """
+
+    theta: FloatArray
+    adjoint: FloatArray
+    inverse: FloatArray
+    support: FloatArray
+    start: FloatArray
+    value: float
+    condition: float
+    ridge_bias: float
+
+
+def solve(sums: LinearSums, gamma: float, ridge: float) -> LinearSolution:
+    """Solve A theta = b and A' u = phibar_0 on the span of the logged features; directions never logged get 0."""
+    start = sums.start / sums.n
+    if len(sums.gram) == 1:
+        return _solve_stationary(sums, start, gamma, ridge)
+    return _solve_time_indexed(sums, start, gamma, ridge)
+
+
+def _span(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Return an orthonormal basis (k, rank) of the span of the features and its eigenvalues."""
+    values, vectors = np.linalg.eigh(gram)
+    kept = values > RANK_TOLERANCE * max(float(values[-1]), np.finfo(float).tiny)
+    return vectors[:, kept], values[kept]
+
+
+def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: float) -> LinearSolution:
+    basis, values = _span(sums.gram[0])
+    a = basis.T @ (sums.gram[0] - gamma * sums.cross[0]) @ basis + ridge * np.eye(len(values))
+    condition = float(np.linalg.cond(a)) if a.size else float("inf")
+    inverse = basis @ (np.linalg.inv(a) if condition < 1e15 else np.linalg.pinv(a)) @ basis.T
+    theta, adjoint = inverse @ sums.reward[0], inverse.T @ start
+    return LinearSolution(
+        theta[None], adjoint[None], inverse[None], (basis @ basis.T)[None], start, float(start @ theta), condition, -ridge * float(adjoint @ theta)
+    )
+
+
+def _solve_time_indexed(sums: LinearSums, start: FloatArray, gamma: float, ridge: float) -> LinearSolution:
+    n_steps, k = sums.reward.shape
+    theta, adjoint = np.zeros((n_steps + 1, k)), np.zeros((n_steps, k))
+    inverse, support = np.zeros_like(sums.gram), np.zeros_like(sums.gram)
+    condition = 1.0
+    for t in range(n_steps - 1, -1, -1):
+        basis, values = _span(sums.gram[t])
+        inverse[t], support[t] = (basis / (values + ridge)) @ basis.T, basis @ basis.T
+        condition = max(condition, float((values[-1] + ridge) / (values[0] + ridge)) if len(values) else np.inf)
+        theta[t] = inverse[t] @ (sums.reward[t] + gamma * sums.cross[t] @ theta[t + 1])
+    adjoint[0] = inverse[0] @ start
+    for t in range(n_steps - 1):
+        adjoint[t + 1] = inverse[t + 1] @ (gamma * sums.cross[t].T @ adjoint[t])
+    bias = -ridge * float(np.sum(adjoint * theta[:-1]))
+    return LinearSolution(theta[:-1], adjoint, inverse, support, start, float(start @ theta[0]), condition, bias)
+
+
+def value_index(block: FeatureBlock, n_values: int) -> IntArray:
+    """Return which value function serves each row, shape (n,)."""
+    return np.zeros(len(block.steps), dtype=np.int64) if n_values == 1 else block.steps
+
+
+def temporal_differences(block: FeatureBlock, theta: FloatArray, gamma: float) -> FloatArray:
+    """Return eps = r + gamma phibar_next' theta_next - phi' theta of every used row (0 elsewhere), shape (n,)."""
+    n_values = len(theta)
+    s = value_index(block, n_values)
+    following = theta if n_values == 1 else np.vstack([theta[1:], np.zeros_like(theta[:1])])
+    ahead = np.einsum("nk,nk->n", block.phi_next, following[s])
+    eps = block.rewards + gamma * ahead - np.einsum("nk,nk->n", block.phi, theta[s])
+    return np.where(block.used, eps, 0.0)
+
+
+def ratios(block: FeatureBlock, solution: LinearSolution, n: float) -> FloatArray:
+    """Return w = n u' phi of every row: the candidate's discounted visits over the logged ones, shape (n,)."""
+    s = value_index(block, len(solution.theta))
+    return np.where(block.used, n * np.einsum("nk,nk->n", block.phi, solution.adjoint[s]), 0.0)
+
+
+def influence(block: FeatureBlock, solution: LinearSolution, eps: FloatArray, w: FloatArray) -> FloatArray:
+    """Return psi_i = sum_t w_it eps_it + theta_0' (phi_0i - phibar_0), shape (n_episodes,)."""
+    return ragged.segment_sum(w * eps, block.offsets) + (block.start - solution.start) @ solution.theta[0]
+
+
+def unsupported_mass(block: FeatureBlock, solution: LinearSolution, w: FloatArray, gamma: float, episode_weight: FloatArray) -> tuple[float, float]:
+    """Return the candidate's discounted visits that leave the span of the logged features, and all its visits."""
+    n_values = len(solution.theta)
+    row_weight = np.repeat(episode_weight, np.diff(block.offsets)) * np.abs(w) * gamma
+    s = value_index(block, n_values)
+    last = n_values > 1
+    outside = _outside(block.start, solution.support[0])
+    lost, total = float(episode_weight @ outside[0]), float(episode_weight @ outside[1])
+    for t in range(n_values):
+        rows = (s == t) & block.used
+        if last and t == n_values - 1:
+            break
+        out, size = _outside(block.phi_next[rows], solution.support[t + 1 if last else 0])
+        lost += float(row_weight[rows] @ out)
+        total += float(row_weight[rows] @ size)
+    return lost, total
+
+
+def _outside(phi: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArray]:
+    size = np.abs(phi).sum(axis=1)
+    left = np.abs(phi - phi @ support).sum(axis=1)
+    return np.divide(left, size, out=np.zeros_like(size), where=size > 0), (size > 0).astype(np.float64)
+
+
+def specification_p_value(block: FeatureBlock, history: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float) -> float:
+    """Return the p-value of the hypothesis that temporal differences are unrelated to what happened one step before.
+
+    Notes
+    -----
+    A score test, clustered by episode, of E[h eps] = 0, with h made orthogonal to the estimation error of theta. Time-indexed
+    models get one test a step, Bonferroni-corrected.
+    """
+    if len(solution.theta) == 1:
+        return _stationary_p_value(block, history, solution, eps, gamma)
+    p_values = _step_p_values(block, history, solution, eps, gamma)
+    return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
+
+
+def _stationary_p_value(block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float) -> float:
+    used = block.used[:, None]
+    slope = (used * h).T @ (block.phi - gamma * block.phi_next)
+    h_star = h - block.phi @ (slope @ solution.inverse[0]).T
+    return _score_test(ragged.segment_sum(h_star * eps[:, None], block.offsets))
+
+
+def _step_p_values(block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float) -> list[float]:
+    n_episodes, n_steps = len(block.offsets) - 1, len(solution.theta)
+    k = block.phi.shape[1]
+    theta_influence = np.zeros((n_episodes, k))
+    lengths = np.diff(block.offsets)
+    p_values = []
+    for t in range(min(n_steps, int(lengths.max())) - 1, -1, -1):
+        alive = lengths > t
+        rows = step_rows(block.offsets, t)
+        phi, phi_next, h_t = block.phi[rows], block.phi_next[rows], h[rows]
+        if t > 0:
+            h_star = h_t - phi @ (solution.inverse[t] @ (phi.T @ h_t))
+            scores = theta_influence @ (gamma * h_star.T @ phi_next).T
+            scores[alive] += h_star * eps[rows, None]
+            p_values.append(_score_test(scores))
+        ahead = theta_influence @ (gamma * (phi.T @ phi_next)).T
+        ahead[alive] += phi * eps[rows, None]
+        theta_influence = ahead @ solution.inverse[t].T
+    return p_values
+
+
+def _score_test(scores: FloatArray) -> float:
+    """Return the p-value of sum(scores) = 0 from rows that are independent, by a chi-square of the rank of their covariance."""
+    scale = np.sqrt((scores**2).sum(axis=0))
+    kept = scale > 1e-9 * max(float(scale.max(initial=0.0)), np.finfo(float).tiny)
+    if not kept.any() or not np.isfinite(scale).all():
+        return 1.0
+    standard = scores[:, kept] / scale[kept]
+    values, vectors = np.linalg.eigh(standard.T @ standard)
+    good = values > 1e-8 * values[-1]
+    statistic = float((((standard.sum(axis=0) @ vectors[:, good]) ** 2) / values[good]).sum())
+    return float(gammaincc(good.sum() / 2.0, statistic / 2.0))

@@ -1,0 +1,46 @@
+"""What doubly robust methods need of a Q method: a fitted model that values every row of another log."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from ope.dataset import LoggedDataset
+from ope.estimator import OffPolicyEstimator
+from ope.policy import Policy
+from ope.validation import FloatArray
+
+
+@dataclass(frozen=True)
+class QPredictions:
+    """Fitted values on the rows of a log.
+
+    Parameters
+    ----------
+    q : ndarray of shape (n,)
+        Qhat(s_t, a_t) of the logged actions.
+    v : ndarray of shape (n,)
+        Vhat(s_t) = sum_a pi(a|s_t) Qhat(s_t, a).
+    v_final : ndarray of shape (n_episodes,)
+        Vhat of the state after the last step; 0 where nothing follows.
+    """
+
+    q: FloatArray
+    v: FloatArray
+    v_final: FloatArray
+
+
+class QModel(Protocol):
+    """A Q function fitted for one policy."""
+
+    def predict(self, policy: Policy, data: LoggedDataset) -> QPredictions:
+        """Value the rows of a log."""
+        ...
+
+
+class QEstimator(OffPolicyEstimator):
+    """Base of methods that fit a Q function: they can also serve as the model of a doubly robust method."""
+
+    def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> QModel:
+        """Fit the Q function of `policy` and return it."""
+        raise NotImplementedError

@@ -1,0 +1,192 @@
+"""Rules that turn diagnostics into findings: a level and a sentence. Called by every estimator of this package.
+
+The thresholds were set on the tuning half of the reference problems of `benchmarks/coverage.py` and are reported on the other
+half in `docs/coverage.md`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ope.dataset import LoggedDataset
+from ope.schema import End
+from ope.validation import FloatArray
+from ope.verdict import Level
+
+Finding = tuple[Level, str] | None
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where a diagnostic stops being harmless.
+
+    Parameters
+    ----------
+    ess_caution, ess_refuse : float
+        Effective number of episodes.
+    share_caution : float
+        Largest share of sum psi^2 in one episode.
+    mean_weight_low, mean_weight_high : float
+        Mean importance weight, whose expectation is 1.
+    tail_harmless, tail_caution : float
+        Bound of the truncated tail in standard errors.
+    condition : float
+        Condition number of a linear system.
+    specification : float
+        p-value under which a Q model is contradicted by the log.
+    unsupported : float
+        Share of the candidate's state-action visits outside what the log supports.
+    """
+
+    ess_caution: float = 30.0
+    ess_refuse: float = 5.0
+    share_caution: float = 0.15
+    mean_weight_low: float = 0.5
+    mean_weight_high: float = 2.0
+    tail_harmless: float = 0.1
+    tail_caution: float = 1.0
+    condition: float = 1e10
+    specification: float = 0.001
+    unsupported: float = 1e-3
+
+
+THRESHOLDS = Thresholds()
+
+
+def judge_ess(ess: float, what: str = "importance weights") -> Finding:
+    """Judge the number of episodes that carry an estimate."""
+    if ess >= THRESHOLDS.ess_caution:
+        return None
+    level = Level.REFUSE if ess < THRESHOLDS.ess_refuse else Level.CAUTION
+    return level, (
+        f"The {what} leave an effective sample of {ess:.1f} episodes: the value rests on a few of them and its interval is too short. "
+        "Use a candidate closer to the logged policy, log more episodes, or use a doubly robust or Q-based method."
+    )
+
+
+def judge_finite(value: float, influence: FloatArray | None) -> Finding:
+    """Judge whether there is a value at all."""
+    if np.isfinite(value) and (influence is None or np.isfinite(influence).all()):
+        return None
+    return Level.REFUSE, (
+        f"The value is {value:.3g}: no logged episode follows the candidate to the end, or the weights overflow. Use a candidate closer to the logged "
+        "policy, or a Q-based method."
+    )
+
+
+def judge_clipping(bias: float, std_error: float) -> Finding:
+    """Judge the bound of the bias that clipping the weights brings."""
+    if bias <= THRESHOLDS.tail_harmless * std_error:
+        return None
+    return Level.CAUTION, (
+        f"Clipping the weights may bias the value by up to {bias:.3g}, beside a standard error of {std_error:.3g}; the interval does not include it. "
+        "Raise clip=, or compare with a doubly robust method."
+    )
+
+
+def judge_share(share: float, n_episodes: int) -> Finding:
+    """Judge the largest share of the variance in one episode."""
+    if n_episodes > 1 and share <= THRESHOLDS.share_caution:
+        return None
+    return Level.CAUTION, (
+        f"One episode carries {share:.0%} of the estimated variance: another such episode would move the value by about a standard error, so the "
+        "interval cannot be trusted. Inspect that episode; use a range-based bound, or log more episodes."
+    )
+
+
+def judge_mean_weight(mean_weight: float) -> Finding:
+    """Judge the mean importance weight, whose expectation is 1 when propensities are right."""
+    if mean_weight < THRESHOLDS.mean_weight_low:
+        return Level.REFUSE, (
+            f"The mean importance weight is {mean_weight:.2g} where 1 is expected: the episodes that the candidate would mostly produce are not in the "
+            "log, so the value leaves them out. Log more episodes, or use a candidate closer to the logged policy."
+        )
+    if mean_weight > THRESHOLDS.mean_weight_high:
+        return Level.CAUTION, (
+            f"The mean importance weight is {mean_weight:.2g} where 1 is expected: the propensities may be wrong or a rare large weight dominates. Check the "
+            "propensities with ope.behavior.calibration_table."
+        )
+    return None
+
+
+def judge_tail(tail: float, std_error: float) -> tuple[Finding, float]:
+    """Judge the bound of what truncated episodes would still have earned; return the widening of the interval too."""
+    if tail <= THRESHOLDS.tail_harmless * std_error:
+        return None, 0.0
+    remedy = "Use a doubly robust or Q-based method, which bootstrap the rest of a truncated episode."
+    if tail < THRESHOLDS.tail_caution * std_error:
+        return (Level.CAUTION, f"Truncated episodes may add up to {tail:.3g} to the value; the interval is widened by it. {remedy}"), tail
+    return (Level.REFUSE, f"Truncated episodes may add up to {tail:.3g} to the value, more than its standard error of {std_error:.3g}. {remedy}"), 0.0
+
+
+def judge_propensities(data: LoggedDataset, orthogonal: bool) -> Finding:
+    """Judge where the propensities come from: importance sampling needs in-sample parametric ones."""
+    source = data.behavior_source
+    if source is None or source.known or source.parametric:
+        return None
+    if orthogonal and data.cross_fitted_log_prob is not None:
+        return None
+    return Level.CAUTION, (
+        f"The propensities were {source} with a flexible model: its errors multiply over the steps of an episode. Use a doubly robust method, "
+        "which takes cross-fitted propensities, or a parametric model."
+    )
+
+
+def judge_unlogged(mass: float, labels: list[object]) -> Finding:
+    """Judge the candidate's probability of actions that were never logged."""
+    if mass <= THRESHOLDS.unsupported:
+        return None
+    return Level.REFUSE, (
+        f"The candidate takes actions that were never logged ({labels}) with probability {mass:.2g}: the log cannot say what they earn. Log them, or "
+        "forbid them to the candidate."
+    )
+
+
+def judge_condition(condition: float) -> Finding:
+    """Judge the conditioning of a linear system."""
+    if condition <= THRESHOLDS.condition:
+        return None
+    return Level.CAUTION, (
+        f"The linear system has condition number {condition:.1g}: its solution moves with rounding. Use fewer features, or a ridge."
+    )
+
+
+def judge_specification(p_value: float) -> Finding:
+    """Judge a test that the Q model's errors are unrelated to the past."""
+    if not p_value < THRESHOLDS.specification:
+        return None
+    return Level.REFUSE, (
+        f"The errors of the Q model depend on the past (p = {p_value:.1g}): the states do not hold what decides rewards, or the features are too "
+        "poor, and the value is biased by an unknown amount. Add the missing state or features, or use importance sampling or a doubly robust method."
+    )
+
+
+def judge_unsupported(share: float) -> Finding:
+    """Judge how much of the candidate's visits lie outside the span of the log."""
+    if share <= THRESHOLDS.unsupported:
+        return None
+    level = Level.REFUSE if share > 0.05 else Level.CAUTION
+    return level, (
+        f"{share:.1%} of the candidate's discounted visits go to state-action features that the log does not hold; they count as 0. Use coarser features, "
+        "more data, or a candidate closer to the log."
+    )
+
+
+def truncated_share(data: LoggedDataset) -> float:
+    """Return the share of truncated episodes."""
+    return float(np.mean(data.ends == End.TRUNCATED))
+
+
+def reward_bound(data: LoggedDataset) -> tuple[float, bool]:
+    """Return a bound of |r| and whether it was given rather than read off the log."""
+    if data.reward_range is not None:
+        return float(np.max(np.abs(data.reward_range))), True
+    return float(np.max(np.abs(data.rewards))), False
+
+
+def standard_error(influence: FloatArray) -> float:
+    """Return sqrt(sum psi^2 / (n (n - 1))), infinite for one episode."""
+    n = len(influence)
+    return float(np.sqrt(np.sum(influence**2) / (n * (n - 1)))) if n > 1 else float("inf")

@@ -1,0 +1,307 @@
+"""`Estimate`, `Estimates` and `Interval`: what estimators return and people read."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ope.inference.intervals import std_error as _std_error
+from ope.inference.methods import IntervalMethod, IntervalNotAvailable, resolve_method
+from ope.validation import FloatArray
+from ope.verdict import Level, Verdict
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["Estimate", "Estimates", "Interval", "Level", "Verdict"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An interval, with the verdict that it must not be shown without.
+
+    Unpacks to two numbers.
+
+    Examples
+    --------
+    >>> low, high = Interval(0.0, 1.0, level=0.95, method="normal", verdict=Verdict())
+    >>> low, high
+    (0.0, 1.0)
+    """
+
+    low: float
+    high: float
+    level: float
+    method: str
+    verdict: Verdict
+
+    def __iter__(self) -> Iterator[float]:
+        yield self.low
+        yield self.high
+
+    def __contains__(self, value: float) -> bool:
+        return self.low <= value <= self.high
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Estimate:
+    """The value of one policy, estimated from one log by one method.
+
+    Parameters
+    ----------
+    value : float
+        Expected discounted sum of rewards of an episode, unnormalised; NaN if the method failed.
+    gamma : float
+    horizon : int or None
+        Steps of the problem; None for the infinite-horizon value.
+    episode_keys : ndarray of shape (n_episodes,)
+    data_id : str
+        Estimates with equal ones can be compared in pairs.
+    estimator, policy : str
+    influence : ndarray of shape (n_episodes,) or None
+        Centred influence of each episode: Var(value) = sum psi^2 / n^2.
+    scores : ndarray of shape (n_episodes,) or None
+        Terms whose mean is the value, where the estimator is a mean.
+    replicates : ndarray of shape (B,) or None
+        Values on resampled episodes.
+    resample_id : str or None
+        Replicates with equal ones used the same resamples.
+    known_propensities : bool
+    widening : float
+        A bound of a bias that intervals add on both sides.
+    diagnostics : mapping
+    verdict : Verdict
+    error : str or None
+        Why there is no value.
+
+    Examples
+    --------
+    >>> from ope import LoggedDataset
+    >>> from ope.estimators import PerDecisionIS
+    >>> from ope.policies import TabularPolicy
+    >>> log = LoggedDataset.from_arrays(
+    ...     np.ones((4, 1)), [0, 1, 0, 1], [1.0, 0.0, 1.0, 0.0], lengths=[1] * 4, ends="terminal", behavior_prob=[0.5] * 4
+    ... )
+    >>> estimate = PerDecisionIS(gamma=1.0).fit(log, TabularPolicy([[0.8, 0.2]])).estimate()
+    >>> estimate.value, estimate.n_episodes
+    (0.8, 4)
+    """
+
+    value: float
+    gamma: float
+    horizon: int | None
+    episode_keys: npt.NDArray[np.uint64]
+    data_id: str
+    estimator: str
+    policy: str
+    influence: FloatArray | None = None
+    scores: FloatArray | None = None
+    replicates: FloatArray | None = None
+    resample_id: str | None = None
+    known_propensities: bool = False
+    widening: float = 0.0
+    diagnostics: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    verdict: Verdict = field(default_factory=Verdict)
+    error: str | None = None
+
+    @property
+    def n_episodes(self) -> int:
+        """Number of episodes of the log."""
+        return len(self.episode_keys)
+
+    @property
+    def std_error(self) -> float:
+        """Standard error from the influence vector, else the standard deviation of the replicates, else NaN."""
+        if self.influence is not None and self.n_episodes > 1:
+            return float(_std_error(self.influence))
+        if self.influence is None and self.replicates is not None:
+            return float(np.std(self.replicates, ddof=1))
+        return float("nan")
+
+    def confidence_interval(self, level: float = 0.95, method: str | IntervalMethod | None = None) -> Interval:
+        """Return a two-sided interval.
+
+        Parameters
+        ----------
+        level : float
+            In (0, 1).
+        method : str or IntervalMethod, optional
+            "normal", "percentile", "basic", "bca", "bayesian" or an object of `ope.inference`; default: normal where there
+            is an influence vector, else basic on the replicates.
+
+        Returns
+        -------
+        Interval
+
+        Raises
+        ------
+        IntervalNotAvailable
+            If the method needs what this estimate does not have; the message says what to use.
+        """
+        tail = (1.0 - _check_level(level)) / 2.0
+        return self._interval(level, tail, tail, method)
+
+    def lower_bound(self, level: float = 0.95, method: str | IntervalMethod | None = None) -> float:
+        """Return a one-sided bound that lies below the true value with probability `level`."""
+        return self._interval(level, 1.0 - _check_level(level), 0.0, method).low
+
+    def upper_bound(self, level: float = 0.95, method: str | IntervalMethod | None = None) -> float:
+        """Return a one-sided bound that lies above the true value with probability `level`."""
+        return self._interval(level, 0.0, 1.0 - _check_level(level), method).high
+
+    def _interval(self, level: float, alpha_low: float, alpha_high: float, method: str | IntervalMethod | None) -> Interval:
+        chosen = resolve_method(method if method is not None else self._default_method())
+        if not np.isfinite(self.value):
+            return Interval(float("nan"), float("nan"), level, chosen.name, self.verdict)
+        low, high = chosen.bounds(self, alpha_low, alpha_high)
+        return Interval(float(low) - self.widening, float(high) + self.widening, level, chosen.name, self.verdict)
+
+    def _default_method(self) -> str:
+        return "basic" if self.influence is None and self.replicates is not None else "normal"
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Return the paired difference of two estimates on the same episodes."""
+        if not isinstance(other, Estimate):
+            return NotImplemented
+        if self.data_id != other.data_id:
+            raise ValueError("Estimate - Estimate: both must be on the same episodes (equal data_id); fit both on one log.")
+        if self.gamma != other.gamma or self.horizon != other.horizon:
+            raise ValueError(
+                f"Estimate - Estimate: both must answer one question, got gamma {self.gamma} and {other.gamma}, horizon {self.horizon} and {other.horizon}."
+            )
+        same_resamples = self.resample_id is not None and self.resample_id == other.resample_id
+        return replace(
+            self,
+            value=self.value - other.value,
+            influence=_difference(self.influence, other.influence),
+            scores=_difference(self.scores, other.scores),
+            replicates=_difference(self.replicates, other.replicates) if same_resamples else None,
+            resample_id=self.resample_id if same_resamples else None,
+            estimator=self.estimator if self.estimator == other.estimator else f"{self.estimator} - {other.estimator}",
+            policy=f"{self.policy} - {other.policy}",
+            known_propensities=self.known_propensities and other.known_propensities,
+            widening=self.widening + other.widening,
+            diagnostics=MappingProxyType({}),
+            verdict=Verdict.worst([self.verdict, other.verdict]),
+            error=self.error or other.error,
+        )
+
+    def summary(self) -> str:
+        """Return value, interval, verdict and diagnostics as text."""
+        rows = [*_facts(self), *((name.replace("_", " "), _number(value)) for name, value in self.diagnostics.items())]
+        width = max(len(name) for name, _ in rows)
+        lines = [f"{self.estimator} of {self.policy}", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+        return "\n".join([*lines, *(f"  - {reason}" for reason in self.verdict.reasons)])
+
+    def __repr__(self) -> str:
+        return f"Estimate({self.estimator}, {self.policy}: {_number(self.value)} +- {_number(self.std_error)}, {self.verdict.level.name})"
+
+    def _repr_html_(self) -> str:
+        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _facts(self))
+        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.verdict.reasons)
+        title = html.escape(f"{self.estimator} of {self.policy}")
+        return f"<table><caption>{title}</caption>{cells}</table>" + (f"<ul>{reasons}</ul>" if reasons else "")
+
+
+def _facts(estimate: Estimate) -> list[tuple[str, str]]:
+    horizon = "infinite horizon" if estimate.horizon is None else f"horizon {estimate.horizon}"
+    try:
+        low, high = estimate.confidence_interval()
+        interval = f"{_number(low)} to {_number(high)}"
+    except IntervalNotAvailable as reason:
+        interval = str(reason)
+    return [
+        ("value", _number(estimate.value)),
+        ("standard error", _number(estimate.std_error)),
+        ("95 % interval", interval),
+        ("verdict", estimate.verdict.level.name),
+        ("estimand", f"discounted sum of rewards, gamma {estimate.gamma:g}, {horizon}"),
+        ("episodes", str(estimate.n_episodes)),
+    ]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+
+
+def _difference(a: FloatArray | None, b: FloatArray | None) -> FloatArray | None:
+    return None if a is None or b is None else a - b
+
+
+def _check_level(level: float) -> float:
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"Estimate: `level` must lie in (0, 1), got {level!r}; pass 0.95 for 95 %.")
+    return level
+
+
+class Estimates(Mapping[str, Estimate]):
+    """Estimates of several policies by one method from one log: a mapping of names to `Estimate`.
+
+    Examples
+    --------
+    >>> Estimates({})
+    Estimates()
+    """
+
+    def __init__(self, estimates: Mapping[str, Estimate]) -> None:
+        self._estimates = dict(estimates)
+
+    def __getitem__(self, name: str) -> Estimate:
+        return self._estimates[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._estimates)
+
+    def __len__(self) -> int:
+        return len(self._estimates)
+
+    @property
+    def influence(self) -> FloatArray:
+        """Influence of every episode on every value, shape (n_episodes, n_policies); a column of NaN where there is none."""
+        columns = [
+            np.full(estimate.n_episodes, np.nan) if estimate.influence is None else estimate.influence for estimate in self.values()
+        ]
+        return np.column_stack(columns) if columns else np.empty((0, 0))
+
+    def to_frame(self, level: float = 0.95, method: str | IntervalMethod | None = None) -> pd.DataFrame:
+        """Return a row per policy: value, standard error, interval, lower bound, verdict, reasons and diagnostics."""
+        import pandas as pd
+
+        rows = [estimate_row(estimate, level, method) for estimate in self.values()]
+        return pd.DataFrame(rows, index=pd.Index(list(self), name="policy"))
+
+    def summary(self) -> str:
+        """Return one paragraph per policy."""
+        return "\n\n".join(estimate.summary() for estimate in self.values())
+
+    def __repr__(self) -> str:
+        return f"Estimates({', '.join(f'{name}: {_number(estimate.value)}' for name, estimate in self.items())})"
+
+    def _repr_html_(self) -> str:
+        text: str = self.to_frame().to_html(float_format=_number, escape=True)
+        return text
+
+
+def estimate_row(estimate: Estimate, level: float, method: str | IntervalMethod | None = None) -> dict[str, Any]:
+    """Return an estimate as one row of a table; bounds are NaN where the method does not apply."""
+    try:
+        low, high = estimate.confidence_interval(level, method)
+        lower = estimate.lower_bound(level, method)
+    except IntervalNotAvailable:
+        low = high = lower = float("nan")
+    return {
+        "value": estimate.value,
+        "std_error": estimate.std_error,
+        "low": low,
+        "high": high,
+        "lower_bound": lower,
+        "verdict": estimate.verdict.level.name,
+        "reasons": " ".join(estimate.verdict.reasons),
+        **estimate.diagnostics,
+    }

@@ -1,0 +1,262 @@
+"""`OffPolicyEstimator`: the base class of every estimator. It checks the input, loops over policies and keeps the results."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+from typing_extensions import Self
+
+from ope.dataset import LoggedDataset
+from ope.estimate import Estimate, Estimates
+from ope.inference.weights import resampling_weights
+from ope.policy import Policy, Requirement, overlap
+from ope.validation import FloatArray, check_gamma, check_length, first_positions
+from ope.verdict import Level, Verdict
+
+EXACT = "exact"
+STATISTICAL = "statistical"
+
+
+class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
+    """Base class: ``fit(data, policy)`` learns what the method needs, ``estimate()`` returns the value.
+
+    A subclass defines `_fit_one` (or `_fit_many` where policies share work), what it `requires` of a policy and the
+    strength with which it obeys each of the `laws` (`EXACT`, `STATISTICAL`, or a sentence why it does not apply).
+    """
+
+    requires: ClassVar[Requirement] = ()
+    needs_propensities: ClassVar[bool] = False
+    laws: ClassVar[Mapping[str, str]] = MappingProxyType({"scale_rewards": EXACT, "permute_episodes": EXACT})
+    _known: ClassVar[list[type[OffPolicyEstimator]]] = []
+
+    gamma: float | None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if not cls.__name__.startswith("_"):
+            OffPolicyEstimator._known.append(cls)
+
+    def fit(self, data: LoggedDataset, policy: Policy | Mapping[str, Policy], episode_weight: npt.ArrayLike | None = None) -> Self:
+        """Learn what the method needs to value `policy` from `data`.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+        policy : Policy or mapping of str to Policy
+            With a mapping, a policy that fails becomes an entry that says why.
+        episode_weight : array-like of shape (n_episodes,), optional
+            Non-negative weights of episodes: scikit-learn's sample_weight.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError
+            If the policy does not offer what the method requires.
+        ValueError
+            If a parameter or the log does not fit the method.
+        """
+        self._check_log(data)
+        self._validate()
+        weight = self._check_weight(data, episode_weight)
+        if isinstance(policy, Mapping):
+            self.estimate_: Estimate | Estimates = Estimates(self._fit_many(data, policy, weight))
+        else:
+            self.estimate_ = self._fit_named(data, policy, type(policy).__name__, weight)
+        return self
+
+    def estimate(self) -> Any:
+        """Return the `Estimate`, or `Estimates` where `fit` was given a mapping of policies."""
+        check_is_fitted(self, "estimate_")
+        return self.estimate_
+
+    def _validate(self) -> None:
+        """Check the parameters; subclasses extend it."""
+        if self.gamma is None:
+            raise ValueError(f"{type(self).__name__}: `gamma` must be given: it is the question, not a tuning knob; pass gamma= in [0, 1].")
+        check_gamma(type(self).__name__, self.gamma)
+
+    @property
+    def _gamma(self) -> float:
+        assert self.gamma is not None
+        return float(self.gamma)
+
+    def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
+        raise NotImplementedError
+
+    def _fit_named(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
+        self._check_policy(data, policy, name)
+        estimate = self._fit_one(data, policy, name, weight)
+        return _with_overlap(estimate, overlap(policy, data), data.n_episodes)
+
+    def _fit_many(self, data: LoggedDataset, policies: Mapping[str, Policy], weight: FloatArray) -> dict[str, Estimate]:
+        estimates = {}
+        for name, policy in policies.items():
+            try:
+                estimates[name] = self._fit_named(data, policy, name, weight)
+            except Exception as error:  # noqa: BLE001 - one candidate's failure must not lose the others' results
+                estimates[name] = self.failed(data, name, f"{type(error).__name__}: {error}")
+        return estimates
+
+    def failed(self, data: LoggedDataset, name: str, reason: str) -> Estimate:
+        """Return an entry without a value that says why."""
+        verdict = Verdict(Level.REFUSE, (reason,))
+        return self._result(data, name, value=float("nan"), verdict=verdict, error=reason)
+
+    def _result(self, data: LoggedDataset, name: str, *, value: float, **parts: Any) -> Estimate:
+        horizon = parts.pop("horizon", data.horizon)
+        parts["diagnostics"] = MappingProxyType(dict(parts.get("diagnostics", {})))
+        return Estimate(
+            value=float(value),
+            gamma=self._gamma,
+            horizon=horizon,
+            episode_keys=data.episode_keys,
+            data_id=data.data_id,
+            estimator=type(self).__name__,
+            policy=name,
+            known_propensities=data.known_propensities,
+            **parts,
+        )
+
+    # ---------------------------------------------------------------- checks at the door
+
+    def _check_log(self, data: Any) -> None:
+        owner = type(self).__name__
+        if not isinstance(data, LoggedDataset):
+            raise TypeError(f"{owner}.fit: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas.")
+        if self.needs_propensities and data.behavior_log_prob is None:
+            raise ValueError(
+                f"{owner}.fit: `data` must hold propensities of the logged actions, got none; pass behavior_prob= to the constructor of the log, "
+                "or estimate them with ope.estimate_behavior."
+            )
+
+    def _check_weight(self, data: LoggedDataset, weight: npt.ArrayLike | None) -> FloatArray:
+        """Return weights of mean 1."""
+        if weight is None:
+            return np.ones(data.n_episodes)
+        owner = type(self).__name__
+        array = np.asarray(weight, dtype=np.float64)
+        check_length(owner, "episode_weight", np.atleast_1d(array), data.n_episodes, "episode")
+        bad = ~(np.isfinite(array) & (array >= 0))
+        if bad.any() or array.sum() <= 0:
+            where = f", got others at {first_positions(bad)}" if bad.any() else ", got only zeros"
+            raise ValueError(f"{owner}.fit: `episode_weight` must be finite, non-negative and not all zero{where}; correct the weights.")
+        return np.asarray(array / array.mean())
+
+    def _check_policy(self, data: LoggedDataset, policy: Any, name: str) -> None:
+        owner = type(self).__name__
+        if not isinstance(policy, Policy):
+            raise TypeError(
+                f"{owner}.fit: `policy` must be a Policy, got {type(policy).__name__}; wrap it: ope.policies.ClassifierPolicy for a classifier, "
+                "FunctionPolicy for a function, TabularPolicy for a table."
+            )
+        if self._accepts(policy, data.discrete):
+            return
+        needed = " or ".join(str(sorted(option)) for option in self._requirement(data.discrete))
+        others = sorted({cls.__name__ for cls in self._known if cls._class_accepts(policy, data.discrete)})
+        remedy = f"estimators that work with it: {', '.join(others)}" if others else "no estimator works with it"
+        raise TypeError(
+            f"{owner}.fit: policy {name!r} ({type(policy).__name__}) offers {sorted(policy.capabilities)} but {owner} requires {needed}; {remedy}."
+        )
+
+    def _requirement(self, discrete: bool) -> Requirement:
+        return self._narrowed(self.requires, discrete)
+
+    def _accepts(self, policy: Policy, discrete: bool) -> bool:
+        return _offers(policy, self._requirement(discrete))
+
+    @classmethod
+    def _class_accepts(cls, policy: Policy, discrete: bool) -> bool:
+        return _offers(policy, cls._narrowed(cls.requires, discrete))
+
+    @staticmethod
+    def _narrowed(options: Requirement, discrete: bool) -> Requirement:
+        # Discrete expectations run over all actions, continuous ones over samples: each kind of action has its own options.
+        wrong = "sample" if discrete else "all_probs"
+        return tuple(option for option in options if wrong not in option)
+
+
+def _offers(policy: Policy, options: Requirement) -> bool:
+    return not options or any(option <= policy.capabilities for option in options)
+
+
+def _with_overlap(estimate: Estimate, n_shared: int, n_episodes: int) -> Estimate:
+    diagnostics = MappingProxyType({**estimate.diagnostics, "training_overlap": n_shared})
+    if not n_shared:
+        return replace(estimate, diagnostics=diagnostics)
+    reason = (
+        f"The policy was trained on {n_shared} of the {n_episodes} evaluation episodes: its value is over-estimated, because the policy was fitted to "
+        "their luck. Split the log with data.split and evaluate on episodes that the policy has not seen."
+    )
+    return replace(estimate, diagnostics=diagnostics, verdict=Verdict.worst([estimate.verdict, Verdict(Level.CAUTION, (reason,))]))
+
+
+def inherit_gamma(owner: str, nested: OffPolicyEstimator, gamma: float) -> OffPolicyEstimator:
+    """Return a copy of a nested estimator with the owner's gamma; a different one of its own is a ValueError."""
+    if nested.gamma is not None and nested.gamma != gamma:
+        raise ValueError(
+            f"{owner}: the nested {type(nested).__name__} must have the same `gamma`, got {nested.gamma!r} inside and {gamma!r} outside; leave it out inside."
+        )
+    clone = copy.deepcopy(nested)
+    clone.set_params(gamma=gamma)
+    return clone
+
+
+def bootstrap(
+    estimator: OffPolicyEstimator,
+    data: LoggedDataset,
+    policy: Policy,
+    *,
+    n_replicates: int = 200,
+    kind: str = "bayesian",
+    random_state: int = 0,
+) -> Estimate:
+    """Refit an estimator on resampled episodes and return its estimate with the replicates.
+
+    Parameters
+    ----------
+    estimator : OffPolicyEstimator
+    data : LoggedDataset
+    policy : Policy
+    n_replicates : int
+    kind : {"bayesian", "poisson"}
+        Exponential or Poisson weights of episodes.
+    random_state : int
+
+    Returns
+    -------
+    Estimate
+        With `replicates`; compare two of equal `resample_id` in pairs.
+
+    Notes
+    -----
+    The unit is the episode; the weight of an episode in a replicate is a hash of its identifier, the replicate and the
+    seed, so that all estimators and candidates see the same resamples.
+
+    Examples
+    --------
+    >>> from ope.estimators import PerDecisionIS
+    >>> from ope.policies import TabularPolicy
+    >>> log = LoggedDataset.from_arrays(
+    ...     np.ones((4, 1)), [0, 1, 0, 1], [1.0, 0.0, 1.0, 0.0], lengths=[1] * 4, ends="terminal", behavior_prob=[0.5] * 4
+    ... )
+    >>> bootstrap(PerDecisionIS(gamma=1.0), log, TabularPolicy([[0.8, 0.2]]), n_replicates=10).replicates.shape
+    (10,)
+    """
+    fitted = copy.deepcopy(estimator).fit(data, policy)
+    estimate: Estimate = fitted.estimate()
+    values = np.empty(n_replicates)
+    for b in range(n_replicates):
+        weight = resampling_weights(data.episode_keys, 1, seed=random_state, kind=kind, start=b)[0]
+        values[b] = copy.deepcopy(estimator).fit(data, policy, episode_weight=weight).estimate().value
+    return replace(estimate, replicates=values, resample_id=f"{data.data_id}-{kind}-{random_state}-{n_replicates}")

@@ -1,0 +1,78 @@
+"""Where networks live and how many threads train them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+
+def resolve_device(device: str | torch.device = "auto", owner: str = "resolve_device") -> torch.device:
+    """Return the device that a name stands for; "auto" is the GPU where there is one, else the CPU.
+
+    Parameters
+    ----------
+    device : str or torch.device
+        "auto", "cpu", "cuda", "cuda:1", ...
+    owner : str
+        Who asks, for the wording of errors.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or names a GPU that this process cannot use.
+
+    Examples
+    --------
+    >>> resolve_device("cpu")
+    device(type='cpu')
+    """
+    if isinstance(device, str) and device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f'{owner}: `device` must be "auto" or a torch device, got {device!r}; try "auto" or "cpu".'
+        ) from error
+    if resolved.type == "cuda" and (resolved.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"{owner}: `device` must exist, got {device!r} where torch sees {torch.cuda.device_count()} GPU(s); "
+            'pass device="auto" or "cpu".'
+        )
+    return resolved
+
+
+@contextlib.contextmanager
+def use_threads(n_threads: int) -> Iterator[None]:
+    """Run the block with `n_threads` torch threads on the CPU, and restore their number behind it.
+
+    Examples
+    --------
+    >>> with use_threads(1):
+    ...     torch.get_num_threads()
+    1
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """Run the block with one torch thread: products this small lose more to waiting for each other than they gain.
+
+    Examples
+    --------
+    >>> with one_thread():
+    ...     torch.get_num_threads()
+    1
+    """
+    return use_threads(1)

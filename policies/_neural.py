@@ -1,0 +1,307 @@
+"""`NeuralLearner`: what the learners on `ope.neural` share: fitting alone or many at once, resuming, checkpoints."""
+
+from __future__ import annotations
+
+import abc
+import copy
+import json
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from typing_extensions import Self
+
+from ope.neural.device import resolve_device, use_threads
+from ope.neural.history import Outcome, Tensors, TrainingStatus
+from ope.neural.networks import MLP
+from ope.neural.training import Callback, TrainingEvent, TrainingPlan, TrainingResult, TrainingStep, train
+from ope.neural.transitions import BatchSampler, Standardizer, Transitions
+from ope.policies._network_policy import NetworkPolicy
+from ope.policies._runs import WATCHING, LearnerEvent, Origin, TrainingState, check_run, describe_run, part_of, together
+from ope.policies._settings import COUNT, NATURAL, POSITIVE, Number, check_settings
+
+if TYPE_CHECKING:
+    from ope.dataset import LoggedDataset
+
+SAVES = 10
+MAX_SAVE_EVERY = 10_000
+
+
+class NeuralLearner(NetworkPolicy):
+    """Base class of learners that train networks.
+
+    A subclass defines `_step` (its losses) and `_probabilities` (its policy), bounds its settings in `rules`, and names
+    in `individual` the settings that may differ between learners that train as one. Attributes: see `NetworkPolicy`.
+    """
+
+    rules: ClassVar[Mapping[str, Number]] = {
+        "n_updates": COUNT,
+        "batch_size": COUNT,
+        "learning_rate": POSITIVE,
+        "checkpoints": NATURAL,
+        "log_every": COUNT,
+        "n_threads": COUNT,
+    }
+    individual: ClassVar[frozenset[str]] = frozenset({"learning_rate", "random_state"})
+    # Whether the learner uses Bellman targets: whether it minds a last state that is unknown.
+    bootstraps: ClassVar[bool] = True
+
+    n_updates: int
+    batch_size: int
+    normalize_states: bool
+    random_state: int | None
+    device: str
+    progress: bool
+    checkpoints: int
+    checkpoint_path: str | Path | None
+    log_every: int
+    callbacks: Sequence[Callable[[LearnerEvent], Any]] | None
+    n_threads: int
+
+    training_state_: TrainingState
+
+    # ---------------------------------------------------------------- what subclasses define
+
+    @classmethod
+    @abc.abstractmethod
+    def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:
+        """Build the networks and losses of K learners."""
+
+    def _check_data(self, data: LoggedDataset) -> None:
+        """Raise if this learner cannot learn from this log."""
+
+    def _action_standardizer(self, data: LoggedDataset) -> Standardizer | None:
+        return None if data.discrete else Standardizer.identity(data.n_actions)
+
+    # ---------------------------------------------------------------- fitting
+
+    def fit(self, data: LoggedDataset) -> Self:
+        """Learn a policy from a log.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+
+        Returns
+        -------
+        self
+
+        Notes
+        -----
+        The first Ctrl-C ends training after the update at work: the policy learned so far is kept, `status_` says so,
+        and `resume` goes on from there. A second one raises.
+        """
+        self._train([self], data)
+        return self
+
+    def resume(self, data: LoggedDataset, path: str | Path | None = None) -> Self:
+        """Go on with a run that was interrupted, to the same bits as if it had not been.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+            The log of the run.
+        path : str or Path, optional
+            The file that the run wrote to `checkpoint_path`; default: what `fit` kept when it was interrupted.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ValueError
+            If nothing was kept, the log or a setting differs, or the file is damaged. `n_updates` may be raised, to
+            train for longer.
+        """
+        self._train([self], data, [self._kept_state(path)])
+        return self
+
+    @classmethod
+    def fit_many(cls, data: LoggedDataset, learners: Sequence[Self | int], *, resume: bool = False) -> list[Self]:
+        """Fit several learners to one log, those whose networks have equal shapes as one batched product.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+        learners : sequence of learners of this class, or of seeds
+            A seed stands for a learner with default settings.
+        resume : bool
+            Whether to go on with learners that were interrupted.
+
+        Returns
+        -------
+        list of learners
+            The same objects, fitted. Each is what its own `fit` gives, up to rounding: its batches and initial weights
+            come from its own seed.
+        """
+        ready = [_learner(cls, learner) for learner in learners]
+        states = [learner._kept_state(None) for learner in ready] if resume else None
+        keys = [learner._group_key() for learner in ready]
+        if states is not None:
+            keys = [f"{key} {state.done}" for key, state in zip(keys, states, strict=True)]
+        for _, group in groupby(sorted(range(len(ready)), key=keys.__getitem__), key=keys.__getitem__):
+            members = list(group)
+            cls._train([ready[i] for i in members], data, states and [states[i] for i in members])
+        return ready
+
+    def _group_key(self) -> str:
+        apart = self.individual | WATCHING
+        return json.dumps({name: value for name, value in self._settings().items() if name not in apart}, default=repr)
+
+    def _settings(self) -> dict[str, Any]:
+        return dict(self.get_params(deep=False))
+
+    @classmethod
+    def _train(
+        cls, learners: Sequence[Self], data: LoggedDataset, states: Sequence[TrainingState] | None = None
+    ) -> None:
+        first = learners[0]
+        for learner in learners:
+            check_settings(cls.__name__, learner._settings(), cls.rules)
+            learner._check_data(data)
+        _check_paths(learners)
+        runs = _describe(learners, data, states)
+        seeds = [int(run["seed"]) for run in runs]
+        scalers = (first._state_standardizer(data), first._action_standardizer(data))
+        transitions = Transitions.from_dataset(data, resolve_device(first.device, cls.__name__), *scalers)
+        n_excluded = _count_excluded(cls.__name__, transitions) if cls.bootstraps else 0
+        origins = [Origin.of(data, *scalers, n_excluded=n_excluded, seed=seed) for seed in seeds]
+        with use_threads(first.n_threads):
+            step = cls._step(learners, transitions, seeds)
+        plan = _plan(learners, origins, runs)
+        start = None if states is None else together([state.tensors for state in states])
+        result = train(step, BatchSampler(transitions, seeds, first.batch_size), plan, start)
+        for k, learner in enumerate(learners):
+            learner._adopt(origins[k], step, result, k)
+            learner._keep_state(TrainingState(part_of(result.state, k), runs[k]))
+
+    def _state_standardizer(self, data: LoggedDataset) -> Standardizer:
+        return Standardizer.fit(data.states) if self.normalize_states else Standardizer.identity(data.states.shape[1])
+
+    # ---------------------------------------------------------------- results
+
+    def _adopt(self, origin: Origin, step: TrainingStep, result: TrainingResult, k: int) -> None:
+        def networks(rows: Tensors) -> dict[str, MLP]:
+            return {name: step.networks[name].with_rows(flat) for name, flat in rows.items()}
+
+        status, history = result.statuses[k], result.histories[k]
+        self._become(origin, networks(part_of(result.snapshot, k)), status, history)
+        self.checkpoints_ = [
+            self._copy(origin, networks(rows), update, history[history["update"] <= update])
+            for update, rows in result.checkpoints_of(k)
+        ]
+        if not status.ok:
+            warnings.warn(f"{type(self).__name__}: training {status}.", UserWarning, stacklevel=4)
+
+    def _copy(self, origin: Origin, networks: dict[str, MLP], update: int, history: pd.DataFrame) -> Self:
+        twin = copy.copy(self)
+        twin.__dict__.pop("training_state_", None)
+        return twin._become(origin, networks, TrainingStatus(Outcome.RUNNING, update, self.n_updates), history)
+
+    def _keep_state(self, state: TrainingState) -> None:
+        if self.status_.outcome is Outcome.INTERRUPTED:
+            self.training_state_ = state
+        else:
+            self.__dict__.pop("training_state_", None)
+
+    def _kept_state(self, path: str | Path | None) -> TrainingState:
+        owner = f"{type(self).__name__}.resume"
+        if path is not None:
+            return TrainingState.read(path, owner)
+        if not hasattr(self, "training_state_"):
+            raise ValueError(
+                f"{owner}: no interrupted run is kept; call fit, or pass the `path` of its checkpoint file."
+            )
+        return self.training_state_
+
+
+def _learner(learner_class: type[Any], given: Any) -> Any:
+    if isinstance(given, learner_class):
+        return given
+    if isinstance(given, int | np.integer) and not isinstance(given, bool):
+        return learner_class(random_state=int(given))
+    name = learner_class.__name__
+    raise TypeError(f"{name}.fit_many: `learners` must hold {name} objects or seeds, got {given!r}.")
+
+
+def _describe(
+    learners: Sequence[NeuralLearner], data: LoggedDataset, states: Sequence[TrainingState] | None
+) -> list[dict[str, Any]]:
+    """Describe each run, seeds drawn where none is given; a run to resume keeps its seed and must be the same."""
+    runs = []
+    for k, learner in enumerate(learners):
+        owner, settings = type(learner).__name__, learner._settings()
+        seed = _draw_seed() if learner.random_state is None else int(learner.random_state)
+        run = describe_run(owner, settings, data, seed if states is None else int(states[k].run["seed"]))
+        if states is not None:
+            check_run(owner, states[k].run, run, states[k].done, learner.n_updates)
+        runs.append(run)
+    return runs
+
+
+def _draw_seed() -> int:
+    return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
+
+
+def _check_paths(learners: Sequence[NeuralLearner]) -> None:
+    paths = [str(learner.checkpoint_path) for learner in learners if learner.checkpoint_path is not None]
+    if len(set(paths)) < len(paths):
+        raise ValueError(
+            f"{type(learners[0]).__name__}.fit_many: `checkpoint_path` must be another file for each learner, got "
+            f"{paths}; give each its own."
+        )
+
+
+def _count_excluded(owner: str, data: Transitions) -> int:
+    if data.n_excluded == len(data):
+        raise ValueError(
+            f"{owner}: `data` must hold a transition whose next state is known or terminal, got none in {len(data)}; "
+            "flag terminal ends, or record the final states."
+        )
+    if data.n_excluded:
+        warnings.warn(
+            f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on, but to which state (with "
+            "which available actions) is unknown; they are left out of the Bellman loss. Record the final states.",
+            UserWarning,
+            stacklevel=4,
+        )
+    return data.n_excluded
+
+
+def _plan(learners: Sequence[NeuralLearner], origins: Sequence[Origin], runs: Sequence[dict[str, Any]]) -> TrainingPlan:
+    first = learners[0]
+    paths = {k: learner.checkpoint_path for k, learner in enumerate(learners) if learner.checkpoint_path is not None}
+
+    def save(state: Tensors) -> None:
+        for k, path in paths.items():
+            TrainingState(part_of(state, k), runs[k]).write(path)
+
+    return TrainingPlan(
+        n_updates=first.n_updates,
+        log_every=first.log_every,
+        n_checkpoints=first.checkpoints,
+        callbacks=[_callbacks(learner, origin) for learner, origin in zip(learners, origins, strict=True)],
+        save=save if paths else None,
+        save_every=min(MAX_SAVE_EVERY, max(1, first.n_updates // SAVES)),
+        progress=any(learner.progress for learner in learners),
+        label=type(first).__name__,
+        n_threads=first.n_threads,
+    )
+
+
+def _callbacks(learner: NeuralLearner, origin: Origin) -> list[Callback]:
+    def translate(callback: Callable[[LearnerEvent], Any]) -> Callback:
+        def call(event: TrainingEvent) -> Any:
+            def policy() -> NeuralLearner:
+                return learner._copy(origin, event.snapshot(), event.update, pd.DataFrame())
+
+            return callback(LearnerEvent(event.update, event.n_updates, event.metrics, policy))
+
+        return call
+
+    return [translate(callback) for callback in learner.callbacks or ()]

@@ -1,0 +1,159 @@
+"""What a training run of learners is: where its policies come from, what it saves, and what may resume it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ope.neural.history import Tensors
+from ope.neural.serialization import read_sealed, write_sealed
+from ope.neural.transitions import Standardizer
+
+if TYPE_CHECKING:
+    from ope.dataset import LoggedDataset
+
+TRAINING_KIND = "ope-training"
+
+# Settings that change how a run is watched, not what it learns.
+WATCHING = frozenset({"progress", "callbacks", "checkpoint_path"})
+# Settings that a resumed run may change besides.
+ADJUSTABLE = WATCHING | {"n_threads", "device", "n_updates"}
+
+
+@dataclass(frozen=True, eq=False)
+class Origin:
+    """Where a policy comes from: names, labels and units of its training log, and how its run was seeded."""
+
+    feature_names: tuple[str, ...]
+    action_labels: npt.NDArray[Any] | None
+    n_actions: int
+    states: Standardizer
+    actions: Standardizer | None
+    episode_keys: npt.NDArray[np.uint64]
+    n_excluded: int
+    seed: int
+
+    @classmethod
+    def of(
+        cls, data: LoggedDataset, states: Standardizer, actions: Standardizer | None, *, n_excluded: int, seed: int
+    ) -> Origin:
+        """Take over what a log says."""
+        return cls(
+            feature_names=data.feature_names,
+            action_labels=data.action_labels,
+            n_actions=data.n_actions,
+            states=states,
+            actions=actions,
+            episode_keys=np.sort(data.episode_keys),
+            n_excluded=n_excluded,
+            seed=seed,
+        )
+
+
+@dataclass(frozen=True)
+class LearnerEvent:
+    """What a callback of a learner receives every `log_every` updates; a true return value stops training.
+
+    Parameters
+    ----------
+    update : int
+        Updates done.
+    n_updates : int
+        Updates planned.
+    metrics : dict of str to float
+        Averages since the last event.
+    policy : callable
+        Returns the policy learned so far, a fitted copy of the learner.
+
+    Examples
+    --------
+    >>> from ope.dataset import LoggedDataset
+    >>> from ope.policies.behavior_cloning import BehaviorCloning
+    >>> log = LoggedDataset.from_arrays([[0.0], [1.0]], [0, 1], [0.0, 1.0], lengths=[1, 1], ends="terminal")
+    >>> def stop_early(event):
+    ...     return event.update == 20
+    >>> BehaviorCloning(hidden=(8,), n_updates=100, log_every=10, callbacks=[stop_early]).fit(log).n_updates_
+    20
+    """
+
+    update: int
+    n_updates: int
+    metrics: dict[str, float]
+    policy: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """All that an interrupted run resumes from: tensors with a leading model axis of 1, and what the run was."""
+
+    tensors: Tensors
+    run: dict[str, Any]
+
+    @property
+    def done(self) -> int:
+        """Updates done."""
+        return int(self.tensors["run/done"][0])
+
+    def write(self, path: str | Path) -> None:
+        """Write the state to a file, atomically."""
+        write_sealed(path, TRAINING_KIND, {name: value.numpy() for name, value in self.tensors.items()}, self.run)
+
+    @classmethod
+    def read(cls, path: str | Path, owner: str) -> TrainingState:
+        """Read what `write` wrote."""
+        arrays, run = read_sealed(path, TRAINING_KIND, owner)
+        return cls({name: torch.from_numpy(array) for name, array in arrays.items()}, run)
+
+
+def part_of(tensors: Tensors, k: int) -> Tensors:
+    """Return model k's part of a state."""
+    return {name: value[k : k + 1].clone() for name, value in tensors.items()}
+
+
+def together(parts: Sequence[Tensors]) -> Tensors:
+    """Join states of models that are to train side by side."""
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def describe_run(owner: str, params: Mapping[str, Any], data: LoggedDataset, seed: int) -> dict[str, Any]:
+    """Return what decides the result of a run, as JSON: settings, log and seed."""
+    settings = {name: json.dumps(value, default=repr) for name, value in params.items() if name not in ADJUSTABLE}
+    return {"class": owner, "settings": settings, "data": fingerprint(data), "seed": seed}
+
+
+def fingerprint(data: LoggedDataset) -> str:
+    """Return a hash of what a learner reads of a log."""
+    digest = hashlib.blake2b(digest_size=16)
+    columns = (data.states, data.actions, data.rewards, data.offsets, data.ends, data.final_states)
+    for column in (*columns, data.action_mask, data.final_action_mask):
+        digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
+    return digest.hexdigest()
+
+
+def check_run(owner: str, kept: Mapping[str, Any], now: Mapping[str, Any], done: int, n_updates: int) -> None:
+    """Raise a ValueError unless a kept run can go on with these settings and this log."""
+    if kept["class"] != now["class"]:
+        raise ValueError(
+            f"{owner}.resume: the run must be one of {owner}, got one of {kept['class']}; resume with that class."
+        )
+    if kept["data"] != now["data"]:
+        raise ValueError(
+            f"{owner}.resume: `data` must be the log of the run, got another one; pass the same log, or call fit."
+        )
+    changed = sorted(name for name in now["settings"] if kept["settings"].get(name) != now["settings"][name])
+    if changed:
+        pairs = ", ".join(f"{name}={kept['settings'].get(name)}" for name in changed)
+        raise ValueError(f"{owner}.resume: settings must be those of the run ({pairs}); set them back, or call fit.")
+    if n_updates < done:
+        raise ValueError(
+            f"{owner}.resume: `n_updates` must be at least the {done} updates done, got {n_updates}; raise it, or call "
+            "fit."
+        )
