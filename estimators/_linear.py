@@ -240,3 +240,28 @@ def _score_test(scores: FloatArray) -> float:
     good = values > 1e-8 * values[-1]
     statistic = float((((standard.sum(axis=0) @ vectors[:, good]) ** 2) / values[good]).sum())
     return float(gammaincc(good.sum() / 2.0, statistic / 2.0))
+
+
+def past_p_value(phi: FloatArray, history: FloatArray, residuals: FloatArray, offsets: IntArray, *, time_indexed: bool) -> float:
+    """Return the p-value of the hypothesis that residuals of any Q model are unrelated to what happened one step before.
+
+    Parameters
+    ----------
+    phi : ndarray of shape (n, k)
+        Features that the history is made orthogonal to.
+    history : ndarray of shape (n, q)
+    residuals : ndarray of shape (n,)
+    offsets : ndarray of shape (n_episodes + 1,)
+    time_indexed : bool
+        One test a step, Bonferroni-corrected, instead of one over all rows.
+    """
+    groups = [step_rows(offsets, t) for t in range(1, int(np.diff(offsets).max()))] if time_indexed else [np.arange(len(phi))]
+    episode = ragged.episode_index(offsets)
+    p_values = [_score_test(_orthogonal_scores(phi[rows], history[rows], residuals[rows], episode[rows])) for rows in groups]
+    return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
+
+
+def _orthogonal_scores(phi: FloatArray, history: FloatArray, residuals: FloatArray, episode: IntArray) -> FloatArray:
+    h_star = history - phi @ np.linalg.lstsq(phi, history, rcond=RANK_TOLERANCE)[0]
+    starts = np.flatnonzero(np.diff(episode, prepend=-1))
+    return np.asarray(np.add.reduceat(h_star * residuals[:, None], starts, axis=0))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Integral
 from typing import TYPE_CHECKING, Any, cast
 
 import joblib
@@ -85,10 +84,10 @@ def estimate_behavior(
     --------
     >>> from ope.dataset import LoggedDataset
     >>> log = LoggedDataset.from_arrays(
-    ...     np.ones((8, 1)), [0, 1, 1, 1, 1, 0, 1, 1], np.zeros(8), lengths=[1] * 8, ends="terminal"
+    ...     np.ones((8, 1)), [0, 1, 1, 0, 1, 1, 1, 1], np.zeros(8), lengths=[1] * 8, ends="terminal"
     ... )
     >>> np.exp(estimate_behavior(log, n_folds=2).behavior_log_prob).round(2)
-    array([0.25, 0.75, 0.75, 0.75, 0.75, 0.25, 0.75, 0.75])
+    array([0.25, 0.75, 0.75, 0.25, 0.75, 0.75, 0.75, 0.75])
     """
     _check_request(data, n_folds, random_state, overwrite)
     chosen = _default_model(data.discrete) if model is None else model
@@ -130,14 +129,11 @@ class _Fitted:
 def _check_request(data: LoggedDataset, n_folds: int, random_state: int, overwrite: bool) -> None:
     if data.known_propensities and not overwrite:
         raise ValueError(
-            f"{OWNER}: the log must not hold known propensities, got them from {data.columns.behavior_prob!r}; they are "
-            "better than estimated ones: keep them, or pass overwrite=True."
-            if data.columns.behavior_prob is not None
-            else f"{OWNER}: the log must not hold known propensities; they are better than estimated ones: keep them, "
-            "or pass overwrite=True."
+            f"{OWNER}: `data` must not hold known propensities, which are better than estimated ones; keep them, or "
+            "pass overwrite=True."
         )
     for name, value in (("n_folds", n_folds), ("random_state", random_state)):
-        if not isinstance(value, Integral) or isinstance(value, bool):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
             raise TypeError(f"{OWNER}: `{name}` must be an integer, got {value!r}.")
     if n_folds != 0 and not 2 <= n_folds <= data.n_episodes:
         raise ValueError(
@@ -156,9 +152,7 @@ def _default_model(discrete: bool) -> Any:
 
 def _prepared(model: Any, discrete: bool, random_state: int) -> Any:
     if not (hasattr(model, "fit") and hasattr(model, "get_params")):
-        raise TypeError(
-            f"{OWNER}: `model` must be a scikit-learn estimator, got {model!r}; pass an instance, not fitted."
-        )
+        raise TypeError(f"{OWNER}: `model` must be a scikit-learn estimator, got {model!r}; pass an instance of one.")
     if discrete != hasattr(model, "predict_proba"):
         rule = "a classifier with `predict_proba`" if discrete else "a regressor"
         remedy = "wrap it in CalibratedClassifierCV or take another classifier" if discrete else "take a regressor"
@@ -199,11 +193,12 @@ def _held_out(folds: IntArray, predict: Callable[[BoolArray], FloatArray]) -> Fl
 def _discrete(task: _Task, folds: IntArray | None) -> _Fitted:
     data = task.data
     everywhere = np.ones(data.n_transitions, dtype=bool)
-    in_sample = _logged(_class_probabilities(task, everywhere, everywhere), data, "fitted on all episodes")
     parametric = is_parametric(task.model)
+    if folds is not None:
+        _check_support(data, folds)
+    in_sample = _logged(_class_probabilities(task, everywhere, everywhere), data, "fitted on all episodes")
     if folds is None:
         return _Fitted(in_sample, None, parametric)
-    _check_support(data, folds)
     probs = _held_out(folds, lambda test: _class_probabilities(task, ~test, test))
     table = calibration_table(probs, data.actions, action_mask=data.action_mask)
     return _Fitted(in_sample, _logged(probs, data, "fitted without the row's fold"), parametric, table)
@@ -227,7 +222,7 @@ def _renormalised(probs: FloatArray, mask: BoolArray) -> FloatArray:
     allowed = np.where(mask, probs, 0.0)
     total = allowed.sum(axis=1, keepdims=True)
     # Rows without any mass stay 0: the logged action is one of them and is reported with its row.
-    return np.divide(allowed, total, out=allowed, where=total > 0)
+    return np.asarray(np.divide(allowed, total, out=allowed, where=total > 0))
 
 
 def _check_support(data: LoggedDataset, folds: IntArray) -> None:
@@ -238,9 +233,9 @@ def _check_support(data: LoggedDataset, folds: IntArray) -> None:
         labels = cast(Any, data.action_labels)[alone].tolist()
         fold = int(counts[:, alone[0]].argmax())
         raise ValueError(
-            f"{OWNER}: every action must be taken in at least two folds of episodes, got {labels} in one only ({labels[0]!r} "
-            f"in {counts[fold, alone[0]]} rows of fold {fold}), so a model without that fold gives it probability 0; pool "
-            "rare actions, leave out their episodes, take another random_state, or pass n_folds=0."
+            f"{OWNER}: every action must be taken in at least two folds of episodes, got {labels} in one only "
+            f"({labels[0]!r} in {counts[fold, alone[0]]} rows of fold {fold}), so a model without that fold gives it "
+            "probability 0; pool rare actions, leave out their episodes, take another random_state, or pass n_folds=0."
         )
 
 
@@ -251,10 +246,10 @@ def _logged(probs: FloatArray, data: LoggedDataset, how: str) -> FloatArray:
         label = cast(Any, data.action_labels)[data.actions[bad][0]]
         raise ValueError(
             f"{OWNER}: `model` ({how}) must give every action that was taken a probability in (0, 1], got "
-            f"{float(logged[bad][0])!r} for action {label!r} at {first_positions(bad)}; take a smoother model (larger leaves "
-            "or neighbourhoods, stronger regularisation), or wrap it in CalibratedClassifierCV."
+            f"{float(logged[bad][0])!r} for action {label!r} at {first_positions(bad)}; take a smoother model "
+            "(larger leaves or neighbourhoods, stronger regularisation), or wrap it in CalibratedClassifierCV."
         )
-    return np.log(np.minimum(logged, 1.0))
+    return np.asarray(np.log(np.minimum(logged, 1.0)))
 
 
 # -------------------------------------------------------------------- continuous actions
@@ -271,10 +266,8 @@ def _continuous(task: _Task, folds: IntArray | None) -> _Fitted:
 
 def _log_densities(task: _Task, folds: IntArray | None, train: BoolArray, test: BoolArray) -> FloatArray:
     models = _fit_means(task, train)
-    if is_parametric(task.model):
-        std = _linear_std(models, task, train)
-    else:
-        std = _held_out_std(task, folds, train)
+    linear = is_parametric(task.model)
+    std = _linear_std(models, task, train) if linear else _held_out_std(task, folds, train)
     _check_noise(std, task.data.actions)
     return gaussian.log_density(task.data.actions[test], _means(models, task.inputs[test]), std)
 
@@ -297,21 +290,20 @@ def _linear_std(models: list[Any], task: _Task, train: BoolArray) -> FloatArray:
             f"{OWNER}: a linear model must have fewer coefficients than rows to fit, got {int(n_parameters.max())} for "
             f"{len(residuals)} rows; pass fewer columns=."
         )
-    return np.sqrt((residuals**2).sum(axis=0) / freedom)
+    return np.asarray(np.sqrt((residuals**2).sum(axis=0) / freedom))
 
 
 def _held_out_std(task: _Task, folds: IntArray | None, train: BoolArray) -> FloatArray:
     """Estimate the noise around a flexible model within its training part: its own residuals there are too small."""
-    groups = [] if folds is None else np.unique(folds[train])
-    if folds is None or len(groups) < 2:
+    if folds is None or len(groups := np.unique(folds[train])) < 2:
         raise ValueError(
-            f"{OWNER}: a flexible regressor needs n_folds of at least 3, of which one is held out to estimate the noise "
-            "around it; pass n_folds=5."
+            f"{OWNER}: a flexible regressor needs n_folds of at least 3, of which one is held out to estimate the "
+            "noise around it; pass n_folds=5."
         )
     held = train & (folds == groups[-1])
     models = _fit_means(task, train & ~held)
     residuals = task.data.actions[held] - _means(models, task.inputs[held])
-    return np.sqrt((residuals**2).mean(axis=0))
+    return np.asarray(np.sqrt((residuals**2).mean(axis=0)))
 
 
 def _check_noise(std: FloatArray, actions: FloatArray) -> None:
@@ -319,6 +311,6 @@ def _check_noise(std: FloatArray, actions: FloatArray) -> None:
     if silent.any():
         raise ValueError(
             f"{OWNER}: continuous actions must vary around their regression, got none of it in dimension "
-            f"{int(np.flatnonzero(silent)[0])}; the behaviour looks deterministic, so no density exists: use methods that need "
-            "no propensities, or leave that dimension out."
+            f"{int(np.flatnonzero(silent)[0])}; the behaviour looks deterministic, so no density exists: use "
+            "methods that need no propensities, or leave that dimension out."
         )

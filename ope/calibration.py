@@ -1,4 +1,4 @@
-"""Calibration of predicted action probabilities: do actions predicted with probability p occur at rate p?"""
+"""Calibration of predicted action probabilities: whether actions predicted with probability p occur at rate p."""
 
 from __future__ import annotations
 

@@ -270,5 +270,5 @@ def _gaps(
         if len(widths) == 1:
             remedy = f"divide it by {widths[0]}, by which all steps are apart, or pass allow_gaps=True"
         raise door.error("time", "rise by 1 from row to row of an episode", came, remedy)
-    warnings.warn(f"{OWNER}: {door.name('time')} has {came}; each counts as one step.", UserWarning, stacklevel=6)
+    warnings.warn(f"{OWNER}: {door.name('time')} has {came}; each counts as one step.", UserWarning, stacklevel=5)
     return gaps

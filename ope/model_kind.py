@@ -5,9 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 PARAMETRIC = ("sklearn.linear_model", "sklearn.naive_bayes", "sklearn.discriminant_analysis", "sklearn.dummy")
-WRAPPERS = ("sklearn.model_selection", "sklearn.multiclass", "sklearn.multioutput", "sklearn.compose._target")
+WRAPPERS = (
+    "sklearn.model_selection",
+    "sklearn.multiclass",
+    "sklearn.multioutput",
+    "sklearn.compose._target",
+    "sklearn.linear_model._ransac",
+)
 CALIBRATION = "sklearn.calibration"
-INNER = ("best_estimator_", "regressor_", "estimator", "regressor")
+INNER = ("best_estimator_", "regressor_", "estimator_", "estimator", "regressor")
 
 
 def core_model(model: Any) -> Any:

@@ -130,10 +130,11 @@ def with_missing(column: Column, positions: IntArray) -> Column:
     >>> with_missing(pd.Series([True, False]), np.array([0, -1])).dtype
     BooleanDtype
     """
-    missing = bool((positions < 0).any())
-    if missing and isinstance(column.dtype, np.dtype) and column.dtype.kind in "biu":
+    if (positions >= 0).all():
+        return column.take(positions).reset_index(drop=True)
+    if isinstance(column.dtype, np.dtype) and column.dtype.kind in "biu":
         column = column.convert_dtypes()
-    return pd.Series(pd.api.extensions.take(column.array, positions, allow_fill=missing))
+    return column.reset_index(drop=True).reindex(positions).reset_index(drop=True)
 
 
 def sort_key(column: Column) -> Values:

@@ -265,8 +265,8 @@ def _count_excluded(owner: str, data: Transitions) -> int:
         )
     if data.n_excluded:
         warnings.warn(
-            f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on, but to which state (with "
-            "which available actions) is unknown; they are left out of the Bellman loss. Record the final states.",
+            f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on in an unknown state or with "
+            "unknown available actions; they are left out of the Bellman loss. Record the final states.",
             UserWarning,
             stacklevel=4,
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +94,7 @@ class EpsilonGreedy(DiscretePolicy):
         return self._explore(probs, self._available(rows.action_mask, probs.shape))
 
     def _checked(self) -> Policy:
-        if not isinstance(self.epsilon, Real) or isinstance(self.epsilon, bool) or not 0.0 <= self.epsilon <= 1.0:
+        if not isinstance(self.epsilon, (int, float, np.number)) or not 0.0 <= self.epsilon <= 1.0:
             raise ValueError(
                 f"{OWNER}: `epsilon` must be in [0, 1], got {self.epsilon!r}; pass the share of exploration."
             )

@@ -120,9 +120,17 @@ def from_minari(
 
 def _open(dataset: Any) -> MinariDataset:
     try:
-        import minari
+        return _load(dataset)
     except ImportError as error:
-        raise ImportError(f"{OWNER} needs Minari; install it with: pip install 'ope-learn[minari]'") from error
+        raise ImportError(
+            f"{OWNER} needs Minari and what it reads its files with ({error}); install them with: "
+            "pip install 'ope-learn[minari]'"
+        ) from error
+
+
+def _load(dataset: Any) -> MinariDataset:
+    import minari
+
     if isinstance(dataset, minari.MinariDataset):
         return dataset
     if not isinstance(dataset, (str, os.PathLike)):
@@ -190,8 +198,8 @@ def _end(episode: EpisodeData, horizon: int | None) -> End:
     if len(truncated) and truncated[-1]:
         return End.TRUNCATED
     raise ValueError(
-        f"{OWNER}: an episode must end with a flag, got none after {len(terminated)} steps of episode {episode.id}; flag "
-        "it as terminated or truncated, or pass horizon= if this is the time limit."
+        f"{OWNER}: an episode must end with a flag, got none after {len(terminated)} steps of episode "
+        f"{episode.id}; flag it as terminated or truncated, or pass horizon= if this is the time limit."
     )
 
 
@@ -217,6 +225,6 @@ def _check_lengths(episode: EpisodeData, found: dict[str, Any]) -> None:
     if wrong:
         raise ValueError(
             f"{OWNER}: an episode of {steps} rewards must have {steps + 1} observations and {steps} of everything "
-            f"else, got {wrong} (states without the last) in episode {episode.id}; record the observation after the last "
-            "step, too."
+            f"else, got {wrong} (states without the last) in episode {episode.id}; record the observation after "
+            "the last step, too."
         )

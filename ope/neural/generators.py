@@ -65,4 +65,5 @@ class ModelGenerators:
     def load_state(self, state: torch.Tensor) -> None:
         """Continue from states that `state` returned."""
         for generator, row in zip(self.generators, state, strict=True):
-            generator.set_state(row.contiguous())
+            # A copy: torch crashes on a state that does not begin its storage.
+            generator.set_state(row.clone())

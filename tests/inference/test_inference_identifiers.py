@@ -136,6 +136,7 @@ def test_instants_keep_nanoseconds_and_calendar_units() -> None:
 def test_durations_hash_alike() -> None:
     forms = [timedelta(hours=1), pd.Timedelta(hours=1), np.timedelta64(60, "m"), np.timedelta64(3600, "s")]
     assert len(set(hash_identifiers(forms).tolist())) == 1
+    assert hash_identifiers(np.array([360], dtype="timedelta64[10s]"))[0] == one(timedelta(hours=1))
     assert hash_identifiers(np.array([3_600_000], dtype="timedelta64[ms]"))[0] == one(timedelta(hours=1))
 
 

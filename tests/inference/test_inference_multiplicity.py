@@ -66,6 +66,14 @@ def test_identical_and_single_estimates_need_no_correction() -> None:
     assert max_t_quantile(psi, 0.05, two_sided=False) == pytest.approx(stats.t(19).isf(0.05))
 
 
+def test_simulation_error_stays_between_no_correction_and_bonferroni() -> None:
+    psi, law = orthogonal(50, 3), stats.t(49)
+    found = [max_t_quantile(psi, 0.05, 25, seed=seed) for seed in range(60)]
+    assert min(found) == pytest.approx(law.isf(0.025))
+    assert max(found) == pytest.approx(law.isf(0.025 / 3))
+    assert len(set(found)) > 10
+
+
 def test_constant_columns_play_no_part() -> None:
     psi = orthogonal(200, 3)
     padded = np.column_stack([psi[:, 0], np.zeros(200), psi[:, 1:]])

@@ -201,8 +201,18 @@ def test_empty_poisson_replicates_are_drawn_again() -> None:
     assert np.isfinite(replicates).all()
     only_first = math.exp(-1) * (1 - math.exp(-1)) / (1 - math.exp(-2))
     assert np.mean(replicates == 1.0) == pytest.approx(only_first, abs=4 * math.sqrt(0.2 / count))
-    redrawn = mean_replicates(x, keys, 10, kind="poisson", start=0)
-    assert np.array_equal(redrawn, replicates[:10])
+    first = int(np.flatnonzero(empty)[0])
+    assert np.array_equal(mean_replicates(x, keys, 1, kind="poisson", start=first), replicates[first : first + 1])
+
+
+def test_redrawn_replicates_share_no_stream_with_others() -> None:
+    x, keys = np.arange(4.0), keys_of(4)
+    empty = np.flatnonzero(resampling_weights(keys, 2_000, kind="poisson").sum(axis=1) == 0.0)
+    again = np.vstack([resampling_weights(keys, 1, kind="poisson", start=int(b) + 2**40) for b in empty])
+    filled = again.sum(axis=1) > 0.0
+    assert filled.sum() > 20
+    replicates = mean_replicates(x, keys, 2_000, kind="poisson")[empty[filled]]
+    np.testing.assert_allclose(replicates, again[filled] @ x / again[filled].sum(axis=1))
 
 
 @given(st.integers(1, 400), st.integers(1, 12), st.integers(0, 50))

@@ -1,0 +1,163 @@
+"""Random logs, exact logs and plain loops that the tests of the estimators share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ope import End, LoggedDataset
+from ope.policies import TabularPolicy
+from ope.problems import TabularProblem
+from ope.validation import FloatArray
+
+Path = list[tuple[int, int, float]]
+
+
+class Case(NamedTuple):
+    """A log of one-hot states, with the tables of the policy that logged it and of the candidate."""
+
+    log: LoggedDataset
+    b: FloatArray
+    pi: FloatArray
+
+    @property
+    def policy(self) -> TabularPolicy:
+        return TabularPolicy(self.pi)
+
+
+class WeightedLog(NamedTuple):
+    """A log in which an episode counts as often as its weight says."""
+
+    log: LoggedDataset
+    weight: FloatArray
+
+
+def one_hot_log(
+    s: Any, a: Any, r: Any, lengths: Any, ends: Any, final: Any, b: FloatArray, horizon: int | None = None
+) -> LoggedDataset:
+    """Build a log of one-hot states with known propensities; `final` holds the codes of the final states."""
+    eye = np.eye(len(b))
+    codes = ends if isinstance(ends, str) else [int(End[str(kind).upper()]) for kind in ends]
+    return LoggedDataset.from_arrays(
+        eye[s], a, r, lengths=lengths, ends=codes, behavior_prob=b[s, a], action_labels=list(range(b.shape[1])),
+        final_states=eye[final], horizon=horizon,
+    )  # fmt: skip
+
+
+def random_tables(g: np.random.Generator, n_states: int, n_actions: int, zeros: bool) -> tuple[FloatArray, FloatArray]:
+    """Draw a behaviour table and a candidate; with `zeros` the candidate never takes one action in each state."""
+    b = 0.5 * g.dirichlet(np.ones(n_actions), n_states) + 0.5 / n_actions
+    pi = g.dirichlet(np.ones(n_actions), n_states)
+    if zeros:
+        pi[np.arange(n_states), g.integers(n_actions, size=n_states)] = 0.0
+    return b, pi / pi.sum(axis=1, keepdims=True)
+
+
+def random_case(
+    seed: int,
+    n: int = 30,
+    n_states: int = 3,
+    n_actions: int = 3,
+    longest: int = 6,
+    ends: Sequence[str] = ("terminal",),
+    zeros: bool = False,
+    horizon: int | None = None,
+) -> Case:
+    """Draw episodes of random lengths in which states, actions and rewards have nothing to do with each other."""
+    g = np.random.default_rng(seed)
+    b, pi = random_tables(g, n_states, n_actions, zeros)
+    kinds = g.choice(list(ends), size=n)
+    lengths = np.where(kinds == "horizon", longest, g.integers(1, longest + 1, size=n))
+    n_rows = int(lengths.sum())
+    s, r, final = g.integers(n_states, size=n_rows), g.normal(size=n_rows), g.integers(n_states, size=n)
+    a = np.array([g.choice(n_actions, p=b[code]) for code in s])
+    return Case(one_hot_log(s, a, r, lengths, kinds, final, b, horizon), b, pi)
+
+
+def paths(log: LoggedDataset) -> list[Path]:
+    """Return (state, action, reward) of every step of every episode; states are one-hot, labels are codes."""
+    codes = log.states.argmax(axis=1)
+    bounds = zip(log.offsets[:-1], log.offsets[1:], strict=True)
+    return [[(int(codes[k]), int(log.actions[k]), float(log.rewards[k])) for k in range(i, j)] for i, j in bounds]
+
+
+def final_codes(log: LoggedDataset) -> list[int]:
+    """Return the code of the state after the last step of every episode."""
+    assert log.final_states is not None
+    return [int(code) for code in log.final_states.argmax(axis=1)]
+
+
+def jackknife(value: Callable[[FloatArray], float], n: int, step: float = 1e-4) -> FloatArray:
+    """Return n dV / dw_i at equal weights of 1, by central differences."""
+    psi = np.empty(n)
+    for i in range(n):
+        up, down = np.ones(n), np.ones(n)
+        up[i] += step
+        down[i] -= step
+        psi[i] = n * (value(up) - value(down)) / (2 * step)
+    return psi
+
+
+def true_paths(problem: TabularProblem, b: FloatArray, n_steps: int) -> Iterator[tuple[float, list[int], list[int]]]:
+    """Yield the probability, the true states (one more than steps) and the actions of every path."""
+    stack: list[tuple[float, list[int], list[int]]] = [
+        (float(p), [s], []) for s, p in enumerate(problem.process.initial) if p > 0
+    ]
+    while stack:
+        p, states, actions = stack.pop()
+        t, s = len(actions), states[-1]
+        if t == n_steps or problem.process.terminal[s]:
+            yield p, states, actions
+            continue
+        P, _ = problem.process.at(t)
+        for a, z in product(range(problem.n_actions), range(len(P))):
+            chance = b[problem.observation[s], a] * P[s, a, z]
+            if chance > 0:
+                stack.append((p * float(chance), [*states, z], [*actions, a]))
+
+
+def flow_paths(problem: TabularProblem, b: FloatArray, n_steps: int) -> Iterator[tuple[float, list[int], list[int]]]:
+    """Yield weighted paths with the exact law of (s_t, a_t, s_t+1) at every step: few paths, where all are too many.
+
+    Methods that look at single transitions cannot tell them from the whole distribution. Without terminal states.
+    """
+    flow, d = [], problem.process.initial
+    for t in range(n_steps):
+        P, _ = problem.process.at(t)
+        flow.append(d[:, None, None] * b[problem.observation][:, :, None] * P)
+        d = flow[-1].sum(axis=(0, 1))
+    while flow[0].max() > 1e-15:
+        states, actions, mass = [int(flow[0].sum(axis=(1, 2)).argmax())], [], np.inf
+        for t in range(n_steps):
+            a, z = np.unravel_index(flow[t][states[-1]].argmax(), flow[t].shape[1:])
+            mass = min(mass, float(flow[t][states[-1], a, z]))
+            actions.append(int(a))
+            states.append(int(z))
+        for t in range(n_steps):
+            flow[t][states[t], actions[t], states[t + 1]] -= mass
+        if mass <= 0:
+            return
+        yield mass, states, actions
+
+
+def exact_log(
+    problem: TabularProblem, n_steps: int, ends: str, routes: Callable[..., Any] = true_paths, b: Any = None
+) -> WeightedLog:
+    """Build the log of all paths of a problem without noise, weighted by their probabilities."""
+    table = problem.behavior if b is None else b
+    s, a, r, lengths, kinds, final, weight = [], [], [], [], [], [], []
+    for p, states, actions in routes(problem, table, n_steps):
+        for t, action in enumerate(actions):
+            s.append(int(problem.observation[states[t]]))
+            a.append(action)
+            r.append(float(problem.process.at(t)[1][states[t], action, states[t + 1]]))
+        dead = bool(problem.process.terminal[states[-1]])
+        lengths.append(len(actions))
+        kinds.append("terminal" if dead else ends)
+        final.append(0 if dead else int(problem.observation[states[-1]]))
+        weight.append(p)
+    horizon = n_steps if ends == "horizon" else None
+    return WeightedLog(one_hot_log(s, a, r, lengths, kinds, final, table, horizon), np.array(weight))
