@@ -8,4 +8,12 @@ from ope.estimators.fitted_q import FittedQEvaluation
 from ope.estimators.importance_sampling import ImportanceSampling, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.estimators.lstdq import LSTDQ
 
-__all__ = ["LSTDQ", "DoublyRobust", "FittedQEvaluation", "ImportanceSampling", "PerDecisionIS", "TrajectoryIS", "WeightedIS"]
+__all__ = [
+    "LSTDQ",
+    "DoublyRobust",
+    "FittedQEvaluation",
+    "ImportanceSampling",
+    "PerDecisionIS",
+    "TrajectoryIS",
+    "WeightedIS",
+]

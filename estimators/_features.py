@@ -49,7 +49,7 @@ class Basis:
         assert self.n_actions is not None
         features = self.transform(states)
         eye = np.eye(self.n_actions)
-        return np.einsum("ab,np->nabp", eye, features).reshape(len(features), self.n_actions, -1)
+        return np.asarray(np.einsum("ab,np->nabp", eye, features).reshape(len(features), self.n_actions, -1))
 
     def __call__(self, states: FloatArray, actions: npt.NDArray[Any] | None) -> FloatArray:
         return self.every_action(states) if actions is None else self.logged(states, actions)
@@ -73,7 +73,9 @@ def fit_basis(features: Any, data: LoggedDataset) -> Basis:
             return Basis(None, n_actions)
         return Basis(_polynomials().fit(inputs), n_actions)
     if not (hasattr(features, "fit") and hasattr(features, "transform")):
-        raise TypeError(f"`features` must be 'auto', 'identity' or a scikit-learn transformer, got {type(features).__name__}; give it fit and transform.")
+        raise TypeError(
+            f"`features` must be 'auto', 'identity' or a scikit-learn transformer, got {type(features).__name__}; give it fit and transform."
+        )
     return Basis(clone(features).fit(inputs), n_actions)
 
 
@@ -142,16 +144,18 @@ def feature_block(
     return FeatureBlock(phi, phi_bar, phi_next, used, block.rewards, block.offsets, ragged.step_index(block.offsets))
 
 
-def _expected(policy: Policy, rows: Any, block: LoggedDataset, basis: Basis, n_samples: int, random_state: RandomState) -> FloatArray:
+def _expected(
+    policy: Policy, rows: Any, block: LoggedDataset, basis: Basis, n_samples: int, random_state: RandomState
+) -> FloatArray:
     if block.action_labels is not None:
         probs = probabilities(policy, rows, block.action_labels)
         features = basis.transform(rows.states)
-        return np.einsum("na,np->nap", probs, features).reshape(len(features), -1)
+        return np.asarray(np.einsum("na,np->nap", probs, features).reshape(len(features), -1))
     nodes, weights = action_nodes(policy, rows, n_samples, random_state)
     total = weights[0] * basis.logged(rows.states, nodes[0])
     for weight, actions in zip(weights[1:], nodes[1:], strict=True):
         total += weight * basis.logged(rows.states, actions)
-    return total
+    return np.asarray(total)
 
 
 def history_features(block: LoggedDataset, max_states: int = 8) -> FloatArray:

@@ -32,7 +32,11 @@ class LinearSums:
     def merge(self, other: LinearSums) -> LinearSums:
         """Return the sums over both parts."""
         return LinearSums(
-            self.gram + other.gram, self.cross + other.cross, self.reward + other.reward, self.start + other.start, self.n + other.n
+            self.gram + other.gram,
+            self.cross + other.cross,
+            self.reward + other.reward,
+            self.start + other.start,
+            self.n + other.n,
         )
 
 
@@ -116,7 +120,14 @@ def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: 
     inverse = basis @ (np.linalg.inv(a) if condition < 1e15 else np.linalg.pinv(a)) @ basis.T
     theta, adjoint = inverse @ sums.reward[0], inverse.T @ start
     return LinearSolution(
-        theta[None], adjoint[None], inverse[None], (basis @ basis.T)[None], start, float(start @ theta), condition, -ridge * float(adjoint @ theta)
+        theta[None],
+        adjoint[None],
+        inverse[None],
+        (basis @ basis.T)[None],
+        start,
+        float(start @ theta),
+        condition,
+        -ridge * float(adjoint @ theta),
     )
 
 
@@ -149,7 +160,7 @@ def temporal_differences(block: FeatureBlock, theta: FloatArray, gamma: float) -
     following = theta if n_values == 1 else np.vstack([theta[1:], np.zeros_like(theta[:1])])
     ahead = np.einsum("nk,nk->n", block.phi_next, following[s])
     eps = block.rewards + gamma * ahead - np.einsum("nk,nk->n", block.phi, theta[s])
-    return np.where(block.used, eps, 0.0)
+    return np.asarray(np.where(block.used, eps, 0.0))
 
 
 def ratios(block: FeatureBlock, solution: LinearSolution, n: float) -> FloatArray:
@@ -160,10 +171,13 @@ def ratios(block: FeatureBlock, solution: LinearSolution, n: float) -> FloatArra
 
 def influence(block: FeatureBlock, solution: LinearSolution, eps: FloatArray, w: FloatArray) -> FloatArray:
     """Return psi_i = sum_t w_it eps_it + theta_0' (phi_0i - phibar_0), shape (n_episodes,)."""
-    return ragged.segment_sum(w * eps, block.offsets) + (block.start - solution.start) @ solution.theta[0]
+    start: FloatArray = (block.start - solution.start) @ solution.theta[0]
+    return ragged.segment_sum(w * eps, block.offsets) + start
 
 
-def unsupported_mass(block: FeatureBlock, solution: LinearSolution, w: FloatArray, gamma: float, episode_weight: FloatArray) -> tuple[float, float]:
+def unsupported_mass(
+    block: FeatureBlock, solution: LinearSolution, w: FloatArray, gamma: float, episode_weight: FloatArray
+) -> tuple[float, float]:
     """Return the candidate's discounted visits that leave the span of the logged features, and all its visits."""
     n_values = len(solution.theta)
     row_weight = np.repeat(episode_weight, np.diff(block.offsets)) * np.abs(w) * gamma
@@ -187,7 +201,9 @@ def _outside(phi: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArr
     return np.divide(left, size, out=np.zeros_like(size), where=size > 0), (size > 0).astype(np.float64)
 
 
-def specification_p_value(block: FeatureBlock, history: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float) -> float:
+def specification_p_value(
+    block: FeatureBlock, history: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float
+) -> float:
     """Return the p-value of the hypothesis that temporal differences are unrelated to what happened one step before.
 
     Notes
@@ -201,14 +217,18 @@ def specification_p_value(block: FeatureBlock, history: FloatArray, solution: Li
     return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
 
 
-def _stationary_p_value(block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float) -> float:
+def _stationary_p_value(
+    block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float
+) -> float:
     used = block.used[:, None]
     slope = (used * h).T @ (block.phi - gamma * block.phi_next)
     h_star = h - block.phi @ (slope @ solution.inverse[0]).T
     return _score_test(ragged.segment_sum(h_star * eps[:, None], block.offsets))
 
 
-def _step_p_values(block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float) -> list[float]:
+def _step_p_values(
+    block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float
+) -> list[float]:
     n_episodes, n_steps = len(block.offsets) - 1, len(solution.theta)
     k = block.phi.shape[1]
     theta_influence = np.zeros((n_episodes, k))
@@ -242,7 +262,9 @@ def _score_test(scores: FloatArray) -> float:
     return float(gammaincc(good.sum() / 2.0, statistic / 2.0))
 
 
-def past_p_value(phi: FloatArray, history: FloatArray, residuals: FloatArray, offsets: IntArray, *, time_indexed: bool) -> float:
+def past_p_value(
+    phi: FloatArray, history: FloatArray, residuals: FloatArray, offsets: IntArray, *, time_indexed: bool
+) -> float:
     """Return the p-value of the hypothesis that residuals of any Q model are unrelated to what happened one step before.
 
     Parameters
@@ -255,9 +277,15 @@ def past_p_value(phi: FloatArray, history: FloatArray, residuals: FloatArray, of
     time_indexed : bool
         One test a step, Bonferroni-corrected, instead of one over all rows.
     """
-    groups = [step_rows(offsets, t) for t in range(1, int(np.diff(offsets).max()))] if time_indexed else [np.arange(len(phi))]
+    groups = (
+        [step_rows(offsets, t) for t in range(1, int(np.diff(offsets).max()))]
+        if time_indexed
+        else [np.arange(len(phi))]
+    )
     episode = ragged.episode_index(offsets)
-    p_values = [_score_test(_orthogonal_scores(phi[rows], history[rows], residuals[rows], episode[rows])) for rows in groups]
+    p_values = [
+        _score_test(_orthogonal_scores(phi[rows], history[rows], residuals[rows], episode[rows])) for rows in groups
+    ]
     return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
 
 

@@ -6,11 +6,14 @@ half in `docs/coverage.md`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ope.dataset import LoggedDataset
+from ope.diagnostics import influence_sample_size, largest_share, skewness_ratio
 from ope.schema import End
 from ope.validation import FloatArray
 from ope.verdict import Level
@@ -86,9 +89,9 @@ def judge_clipping(bias: float, std_error: float) -> Finding:
     )
 
 
-def judge_share(share: float, n_episodes: int) -> Finding:
+def judge_share(share: float) -> Finding:
     """Judge the largest share of the variance in one episode."""
-    if n_episodes > 1 and share <= THRESHOLDS.share_caution:
+    if share <= THRESHOLDS.share_caution:
         return None
     return Level.CAUTION, (
         f"One episode carries {share:.0%} of the estimated variance: another such episode would move the value by about a standard error, so the "
@@ -117,8 +120,14 @@ def judge_tail(tail: float, std_error: float) -> tuple[Finding, float]:
         return None, 0.0
     remedy = "Use a doubly robust or Q-based method, which bootstrap the rest of a truncated episode."
     if tail < THRESHOLDS.tail_caution * std_error:
-        return (Level.CAUTION, f"Truncated episodes may add up to {tail:.3g} to the value; the interval is widened by it. {remedy}"), tail
-    return (Level.REFUSE, f"Truncated episodes may add up to {tail:.3g} to the value, more than its standard error of {std_error:.3g}. {remedy}"), 0.0
+        return (
+            Level.CAUTION,
+            f"Truncated episodes may add up to {tail:.3g} to the value; the interval is widened by it. {remedy}",
+        ), tail
+    return (
+        Level.REFUSE,
+        f"Truncated episodes may add up to {tail:.3g} to the value, more than its standard error of {std_error:.3g}. {remedy}",
+    ), 0.0
 
 
 def judge_propensities(data: LoggedDataset, orthogonal: bool) -> Finding:
@@ -172,6 +181,40 @@ def judge_unsupported(share: float) -> Finding:
         f"{share:.1%} of the candidate's discounted visits go to state-action features that the log does not hold; they count as 0. Use coarser features, "
         "more data, or a candidate closer to the log."
     )
+
+
+def importance_findings(diagnostics: Mapping[str, Any], *, clipped: bool) -> list[Finding]:
+    """Judge importance sampling from its diagnostics."""
+    return [
+        judge_ess(diagnostics["ess"]),
+        judge_share(diagnostics["largest_share"]),
+        None if clipped else judge_mean_weight(diagnostics["mean_weight"]),
+    ]
+
+
+def doubly_robust_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
+    """Judge a doubly robust estimate from its diagnostics."""
+    return [judge_ess(diagnostics["ess"]), judge_share(diagnostics["largest_share"])]
+
+
+def linear_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
+    """Judge a linear Q method from its diagnostics."""
+    return [
+        judge_ess(diagnostics["ess"], "ratios of visits"),
+        judge_share(diagnostics["largest_share"]),
+        judge_condition(diagnostics["condition"]),
+        judge_specification(diagnostics["specification_p"]),
+        judge_unsupported(diagnostics["unsupported"]),
+    ]
+
+
+def influence_diagnostics(influence: FloatArray) -> dict[str, float]:
+    """Return how the variance is spread over the episodes."""
+    return {
+        "largest_share": largest_share(influence) if len(influence) > 1 else 1.0,
+        "influence_ess": influence_sample_size(influence),
+        "skewness": skewness_ratio(influence),
+    }
 
 
 def truncated_share(data: LoggedDataset) -> float:

@@ -53,7 +53,8 @@ class ScaledSums:
         extra = n - len(self.scale)
         zeros = np.zeros(extra)
         return ScaledSums(
-            np.concatenate([self.scale, np.full(extra, -np.inf)]), *(np.concatenate([part, zeros]) for part in (self.w, self.w2, self.wr))
+            np.concatenate([self.scale, np.full(extra, -np.inf)]),
+            *(np.concatenate([part, zeros]) for part in (self.w, self.w2, self.wr)),
         )
 
     def _rescaled(self, scale: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -68,15 +69,18 @@ def _difference(low: FloatArray, high: FloatArray) -> FloatArray:
     return out
 
 
-def scaled_sums(log_w: FloatArray, index: IntArray, size: int, multiplier: FloatArray, rewards: FloatArray | None) -> ScaledSums:
+def scaled_sums(
+    log_w: FloatArray, index: IntArray, size: int, multiplier: FloatArray, rewards: FloatArray | None
+) -> ScaledSums:
     """Sum exp(log_w) times a multiplier within each value of `index`, each on the scale of its largest log weight."""
     scale = np.full(size, -np.inf)
     np.maximum.at(scale, index, log_w)
     w = np.exp(_difference(log_w, scale[index]))
     w[np.isneginf(log_w)] = 0.0
-    sums = np.bincount(index, multiplier * w, size)
-    squares = np.bincount(index, (multiplier * w) ** 2, size)
-    weighted = np.zeros(size) if rewards is None else np.bincount(index, multiplier * w * rewards, size)
+    w *= multiplier
+    sums: FloatArray = np.bincount(index, w, size).astype(np.float64)
+    squares: FloatArray = np.bincount(index, w**2, size).astype(np.float64)
+    weighted: FloatArray = np.zeros(size) if rewards is None else np.bincount(index, w * rewards, size).astype(np.float64)
     return ScaledSums(scale, sums, squares, weighted)
 
 
@@ -110,7 +114,9 @@ class WeightSummary:
         return WeightSummary(self.alive.merge(other.alive), self.ended.merge(other.ended), mass, self.n + other.n)
 
 
-def summarise(log_w: FloatArray, rewards: FloatArray, offsets: IntArray, gamma: float, episode_weight: FloatArray) -> WeightSummary:
+def summarise(
+    log_w: FloatArray, rewards: FloatArray, offsets: IntArray, gamma: float, episode_weight: FloatArray
+) -> WeightSummary:
     """Summarise a block of whole episodes.
 
     Parameters
@@ -164,7 +170,9 @@ class StepTotals:
     def mean_weight(self) -> FloatArray:
         """Mean weight at each step, shape (H,)."""
         with np.errstate(over="ignore"):
-            return np.where(self.total > 0, np.exp(np.where(self.total > 0, self.scale, 0.0)) * self.total / self.n, 0.0)
+            return np.where(
+                self.total > 0, np.exp(np.where(self.total > 0, self.scale, 0.0)) * self.total / self.n, 0.0
+            )
 
     @property
     def effective_sample_size(self) -> FloatArray:
@@ -217,4 +225,6 @@ def relative_weights(log_w: FloatArray, index: IntArray, totals: StepTotals) -> 
     """Return W_it / Wbar_t for the rows whose step is `index`."""
     relative = np.exp(_difference(log_w, totals.scale[index]))
     relative[np.isneginf(log_w)] = 0.0
-    return np.divide(relative * totals.n, totals.total[index], out=np.zeros_like(relative), where=totals.total[index] > 0)
+    return np.divide(
+        relative * totals.n, totals.total[index], out=np.zeros_like(relative), where=totals.total[index] > 0
+    )

@@ -11,13 +11,18 @@ import numpy as np
 
 from ope import ragged
 from ope.dataset import LoggedDataset
-from ope.diagnostics import effective_sample_size, largest_share, pareto_k
+from ope.diagnostics import effective_sample_size, pareto_k
 from ope.estimate import Estimate
 from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
 from ope.estimators._q import QEstimator, QPredictions
-from ope.estimators.importance_sampling import per_decision_scores, unlogged_mass, weighted_per_decision_influence
+from ope.estimators.importance_sampling import (
+    per_decision_scores,
+    steps_with_mass,
+    unlogged_mass,
+    weighted_per_decision_influence,
+)
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.weights import fold_of
 from ope.policy import Policy, Requirement, continuing_ends
@@ -115,7 +120,9 @@ class _Fit:
     value: float
     influence: FloatArray
     scores: FloatArray | None
+    correction: FloatArray
     log_w: FloatArray
+    summary: weights.WeightSummary
     totals: weights.StepTotals
 
 
@@ -161,7 +168,13 @@ class DoublyRobust(OffPolicyEstimator):
     laws: ClassVar[Mapping[str, str]] = MappingProxyType({"scale_rewards": EXACT, "permute_episodes": EXACT})
 
     def __init__(
-        self, *, gamma: float | None = None, q: QEstimator | None = None, weighted: bool = False, n_folds: int = 5, random_state: int = 0
+        self,
+        *,
+        gamma: float | None = None,
+        q: QEstimator | None = None,
+        weighted: bool = False,
+        n_folds: int = 5,
+        random_state: int = 0,
     ) -> None:
         self.gamma = gamma
         self.q = q
@@ -173,9 +186,13 @@ class DoublyRobust(OffPolicyEstimator):
         super()._validate()
         owner = type(self).__name__
         if isinstance(self.n_folds, bool) or not isinstance(self.n_folds, (int, np.integer)) or self.n_folds < 2:
-            raise ValueError(f"{owner}: `n_folds` must be an integer of at least 2, got {self.n_folds!r}; the Q model must not see the episodes it values.")
+            raise ValueError(
+                f"{owner}: `n_folds` must be an integer of at least 2, got {self.n_folds!r}; the Q model must not see the episodes it values."
+            )
         if self.q is not None and not isinstance(self.q, QEstimator):
-            raise TypeError(f"{owner}: `q` must be a Q-based estimator (LSTDQ, FittedQEvaluation) or None, got {type(self.q).__name__}.")
+            raise TypeError(
+                f"{owner}: `q` must be a Q-based estimator (LSTDQ, FittedQEvaluation) or None, got {type(self.q).__name__}."
+            )
         self._nested()._validate()
 
     def _nested(self) -> QEstimator:
@@ -225,7 +242,9 @@ class DoublyRobust(OffPolicyEstimator):
         delta[data.offsets[1:][unknown] - 1] = 0.0
         return delta, int(unknown.sum())
 
-    def _correct(self, data: LoggedDataset, policy: Policy, delta: FloatArray, v_0: FloatArray, weight: FloatArray) -> _Fit:
+    def _correct(
+        self, data: LoggedDataset, policy: Policy, delta: FloatArray, v_0: FloatArray, weight: FloatArray
+    ) -> _Fit:
         logs, summaries, first = [], [], 0
         pseudo = data.replace(rewards=delta)
         for block in pseudo.blocks():
@@ -235,35 +254,37 @@ class DoublyRobust(OffPolicyEstimator):
             first += block.n_episodes
             summaries.append(weights.summarise(log_w, block.rewards, block.offsets, self._gamma, omega))
         log_w = np.concatenate(logs)
-        totals = weights.finish(weights.merge(summaries))
+        summary = weights.merge(summaries)
+        totals = weights.finish(summary)
         if self.weighted:
             value, psi = weighted_doubly_robust(log_w, delta, v_0, data.offsets, self._gamma, weight, totals)
-            return _Fit(value, psi, None, log_w, totals)
+            return _Fit(value, psi, None, psi - weight * (v_0 - np.mean(weight * v_0)), log_w, summary, totals)
         x = v_0 + per_decision_scores(log_w, delta, data.offsets, self._gamma)
         value = float(np.mean(weight * x))
-        return _Fit(value, weight * (x - value), x if np.all(weight == 1.0) else None, log_w, totals)
+        scores = x if np.all(weight == 1.0) else None
+        return _Fit(value, weight * (x - value), scores, weight * (x - v_0), log_w, summary, totals)
 
     def _diagnose(
         self, data: LoggedDataset, policy: Policy, fit: _Fit, predictions: QPredictions
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
         final = fit.log_w[data.offsets[1:] - 1]
-        ess = float(fit.totals.effective_sample_size.min())
-        share = largest_share(fit.influence)
+        over_time = fit.totals.effective_sample_size
+        ess = float(over_time[steps_with_mass(fit.summary.discounted_rewards)].min())
         mass, labels = unlogged_mass(data, policy)
         mean_weight = float(fit.totals.mean_weight[-1])
         diagnostics = {
             "ess": ess,
             "ess_final": effective_sample_size(final),
-            "largest_share": share,
+            **verdicts.influence_diagnostics(fit.influence),
             "mean_weight": mean_weight,
+            "correction_share": float(np.sum(fit.correction**2) / max(np.sum(fit.influence**2), np.finfo(float).tiny)),
             "pareto_k": pareto_k(final),
             "q_value": float(np.mean(predictions.v[data.offsets[:-1]])),
             "truncated_share": verdicts.truncated_share(data),
         }
         return diagnostics, [
             verdicts.judge_finite(fit.value, fit.influence),
-            verdicts.judge_ess(ess),
-            verdicts.judge_share(share, data.n_episodes),
+            *verdicts.doubly_robust_findings(diagnostics),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(mass, labels),
         ]

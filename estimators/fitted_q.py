@@ -105,7 +105,9 @@ class FittedQEvaluation(QEstimator):
         super()._validate()
         owner = type(self).__name__
         if self.regressor is not None and not (hasattr(self.regressor, "fit") and hasattr(self.regressor, "predict")):
-            raise TypeError(f"{owner}: `regressor` must be a scikit-learn regressor, got {type(self.regressor).__name__}; give it fit and predict.")
+            raise TypeError(
+                f"{owner}: `regressor` must be a scikit-learn regressor, got {type(self.regressor).__name__}; give it fit and predict."
+            )
         for name, least in (("max_iter", 1), ("n_bootstrap", 0), ("n_samples", 1)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
@@ -161,7 +163,9 @@ class FittedQEvaluation(QEstimator):
     # ---------------------------------------------------------------- fitting
 
     def _design(self, data: LoggedDataset, policy: Policy) -> _Design:
-        return make_design(data, policy, self._inputs(data), self._is_stationary(data), self.n_samples, self.random_state)
+        return make_design(
+            data, policy, self._inputs(data), self._is_stationary(data), self.n_samples, self.random_state
+        )
 
     def _inputs(self, data: LoggedDataset) -> Basis:
         if self.features is None:
@@ -201,7 +205,9 @@ class FittedQEvaluation(QEstimator):
                 v_rows[rows] = design.state_values(regressors[t], rows)
             chosen = np.flatnonzero(design.final_known & (np.diff(design.offsets) == t))
             v_final[chosen] = design.final_values(regressors[t], chosen)
-        return FittedQModel(design.inputs, regressors, False, self.n_samples, self.random_state, "converged", horizon, residuals)
+        return FittedQModel(
+            design.inputs, regressors, False, self.n_samples, self.random_state, "converged", horizon, residuals
+        )
 
     def _iterate(self, design: _Design, weight: FloatArray) -> FittedQModel:
         used, row_weight = design.used, np.repeat(weight, np.diff(design.offsets))
@@ -209,7 +215,6 @@ class FittedQEvaluation(QEstimator):
         v_next, value, steady, status, regressor = np.zeros(len(design.rewards)), np.inf, 0, "stopped", None
         starts, finals = design.offsets[:-1], np.flatnonzero(design.final_known)
         v_final = np.zeros(len(starts))
-        iteration = 0
         for iteration in range(1, self.max_iter + 1):
             y = design.rewards + self._gamma * v_next
             regressor = self._regress(design.x[used], y[used], row_weight[used])
@@ -221,14 +226,22 @@ class FittedQEvaluation(QEstimator):
                 status = "diverged"
                 break
             tolerance = self.tol * max(float(np.std(y[used])), np.finfo(float).tiny)
-            settled = abs(new_value - value) <= tolerance and float(np.sqrt(np.mean((moved - v_next) ** 2))) <= tolerance
+            settled = (
+                abs(new_value - value) <= tolerance and float(np.sqrt(np.mean((moved - v_next) ** 2))) <= tolerance
+            )
             steady = steady + 1 if settled else 0
             v_next, value = moved, new_value
             if steady == STEADY_ITERATIONS or self._gamma == 0.0:
                 status = "converged"
                 break
-        residuals = np.where(used, design.rewards + self._gamma * v_next - regressor.predict(design.x), 0.0) if regressor is not None else v_next
-        return FittedQModel(design.inputs, [regressor], True, self.n_samples, self.random_state, status, iteration, residuals)
+        residuals = (
+            np.where(used, design.rewards + self._gamma * v_next - regressor.predict(design.x), 0.0)
+            if regressor is not None
+            else v_next
+        )
+        return FittedQModel(
+            design.inputs, [regressor], True, self.n_samples, self.random_state, status, iteration, residuals
+        )
 
     def _divergence_limit(self, rewards: FloatArray) -> float:
         largest = max(float(np.abs(rewards).max()), np.finfo(float).tiny)
@@ -241,7 +254,9 @@ class FittedQEvaluation(QEstimator):
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
         mass, labels = unlogged_mass(data, policy)
         phi = fit_basis("auto", data).logged(data.states, data.actions)
-        p_value = past_p_value(phi, history_features(data), model.residuals, data.offsets, time_indexed=not model.stationary)
+        p_value = past_p_value(
+            phi, history_features(data), model.residuals, data.offsets, time_indexed=not model.stationary
+        )
         diagnostics = {
             "status": model.status,
             "iterations": model.iterations,
@@ -328,7 +343,8 @@ def _mean_prediction(regressor: Any, nodes: FloatArray, node_weights: FloatArray
     if regressor is None or len(nodes) == 0:
         return np.zeros(len(nodes))
     n, m, k = nodes.shape
-    return np.einsum("nm,nm->n", node_weights, np.asarray(regressor.predict(nodes.reshape(n * m, k))).reshape(n, m))
+    predicted = np.asarray(regressor.predict(nodes.reshape(n * m, k))).reshape(n, m)
+    return np.asarray(np.einsum("nm,nm->n", node_weights, predicted))
 
 
 def make_design(
@@ -349,11 +365,24 @@ def make_design(
     position[finals] = np.arange(len(finals))
     x = inputs.logged(data.states, data.actions)
     return _Design(
-        inputs, x, x_nodes, node_weights, final_nodes, final_weights, position, known, used, data.rewards, data.offsets, stationary
+        inputs,
+        x,
+        x_nodes,
+        node_weights,
+        final_nodes,
+        final_weights,
+        position,
+        known,
+        used,
+        data.rewards,
+        data.offsets,
+        stationary,
     )
 
 
-def _nodes(policy: Policy, rows: Any, data: LoggedDataset, inputs: Basis, n_samples: int, random_state: int) -> tuple[FloatArray, FloatArray]:
+def _nodes(
+    policy: Policy, rows: Any, data: LoggedDataset, inputs: Basis, n_samples: int, random_state: int
+) -> tuple[FloatArray, FloatArray]:
     if data.action_labels is not None:
         return inputs.every_action(rows.states), probabilities(policy, rows, data.action_labels)
     nodes, weights = action_nodes(policy, rows, n_samples, random_state)
@@ -381,7 +410,11 @@ class FittedQModel:
             finals = np.flatnonzero(design.final_known)
             v_final = np.zeros(data.n_episodes)
             v_final[finals] = design.final_values(self.regressors[0], finals)
-            return QPredictions(np.asarray(self.regressors[0].predict(design.x)), design.state_values(self.regressors[0], slice(None)), v_final)
+            return QPredictions(
+                np.asarray(self.regressors[0].predict(design.x)),
+                design.state_values(self.regressors[0], slice(None)),
+                v_final,
+            )
         return self._predict_by_step(design, data)
 
     def _predict_by_step(self, design: _Design, data: LoggedDataset) -> QPredictions:

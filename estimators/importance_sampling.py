@@ -11,14 +11,14 @@ import numpy as np
 
 from ope import ragged
 from ope.dataset import LoggedDataset
-from ope.diagnostics import effective_sample_size, largest_share, pareto_k
+from ope.diagnostics import effective_sample_size, pareto_k
 from ope.estimate import Estimate
 from ope.estimator import EXACT, OffPolicyEstimator
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
 from ope.policy import Policy, Requirement, probabilities
 from ope.schema import End
-from ope.validation import FloatArray, IntArray
+from ope.validation import BoolArray, FloatArray, IntArray
 from ope.verdict import Verdict
 
 # -------------------------------------------------------------------- mathematics
@@ -79,7 +79,12 @@ def weighted_is(log_w_final: FloatArray, returns: FloatArray, episode_weight: Fl
 
 
 def weighted_per_decision_influence(
-    log_w: FloatArray, rewards: FloatArray, offsets: IntArray, gamma: float, totals: weights.StepTotals, suffix: FloatArray
+    log_w: FloatArray,
+    rewards: FloatArray,
+    offsets: IntArray,
+    gamma: float,
+    totals: weights.StepTotals,
+    suffix: FloatArray,
 ) -> FloatArray:
     """Return psi_i = sum_t gamma^t (W_it / Wbar_t)(r_it - m_t) of a block, t to the horizon with ended episodes padded.
 
@@ -103,11 +108,15 @@ def weighted_per_decision_influence(
     lengths = np.diff(offsets)
     final = log_w[offsets[1:] - 1]
     # The carried scale at T covers the final weights of length T, so this is 0 to 1; -inf means a dead episode.
-    gap = np.where(np.isneginf(final), -np.inf, final - np.where(np.isneginf(final), 0.0, totals.carried_scale[lengths]))
+    gap = np.where(
+        np.isneginf(final), -np.inf, final - np.where(np.isneginf(final), 0.0, totals.carried_scale[lengths])
+    )
     return live - np.exp(gap) * suffix[lengths]
 
 
-def clipping_bias(log_w: FloatArray, rewards: FloatArray, offsets: IntArray, gamma: float, clip: float, per_decision: bool) -> FloatArray:
+def clipping_bias(
+    log_w: FloatArray, rewards: FloatArray, offsets: IntArray, gamma: float, clip: float, per_decision: bool
+) -> FloatArray:
     """Return the absolute value that clipping W at `clip` removes from each episode: sum (W - c)+ gamma^t |r|.
 
     Examples
@@ -133,7 +142,12 @@ def _weighted(w: FloatArray, x: FloatArray) -> FloatArray:
 
 
 def truncation_tail(
-    log_w_final: FloatArray, lengths: IntArray, truncated: FloatArray, gamma: float, reward_bound: float, horizon: int | None
+    log_w_final: FloatArray,
+    lengths: IntArray,
+    truncated: FloatArray,
+    gamma: float,
+    reward_bound: float,
+    horizon: int | None,
 ) -> FloatArray:
     """Return W_i gamma^T_i |r|max times the discounted steps that recording missed, shape (n_episodes,); 0 where not truncated."""
     with np.errstate(over="ignore"):
@@ -213,7 +227,12 @@ class ImportanceSampling(OffPolicyEstimator):
     )
 
     def __init__(
-        self, *, gamma: float | None = None, per_decision: bool = True, self_normalized: bool = False, clip: float | None = None
+        self,
+        *,
+        gamma: float | None = None,
+        per_decision: bool = True,
+        self_normalized: bool = False,
+        clip: float | None = None,
     ) -> None:
         self.gamma = gamma
         self.per_decision = per_decision
@@ -223,12 +242,16 @@ class ImportanceSampling(OffPolicyEstimator):
     def _validate(self) -> None:
         super()._validate()
         if self.clip is not None and not (np.isfinite(self.clip) and self.clip > 0):
-            raise ValueError(f"{type(self).__name__}: `clip` must be a positive weight or None, got {self.clip!r}; pass e.g. clip=20.")
+            raise ValueError(
+                f"{type(self).__name__}: `clip` must be a positive weight or None, got {self.clip!r}; pass e.g. clip=20."
+            )
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        fit = self._pass(data, policy, weight)
-        diagnostics, findings = self._diagnose(data, policy, fit)
-        tail_finding, widening = self._judge_tail(data, fit, weight, diagnostics)
+        # Weights beyond the range of floats leave no finite value; the verdict says so, not a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            fit = self._pass(data, policy, weight)
+            diagnostics, findings = self._diagnose(data, policy, fit)
+            tail_finding, widening = self._judge_tail(data, fit, weight, diagnostics)
         verdict = Verdict.of([*findings, tail_finding])
         return self._result(
             data,
@@ -251,7 +274,10 @@ class ImportanceSampling(OffPolicyEstimator):
             first += block.n_episodes
             log_w = weights.block_log_weights(policy, block)
             if self.clip is not None:
-                bias += float(omega @ clipping_bias(log_w, block.rewards, block.offsets, self._gamma, self.clip, self.per_decision))
+                bias += float(
+                    omega
+                    @ clipping_bias(log_w, block.rewards, block.offsets, self._gamma, self.clip, self.per_decision)
+                )
                 log_w = np.minimum(log_w, np.log(self.clip))
             summaries.append(weights.summarise(log_w, block.rewards, block.offsets, self._gamma, omega))
             finals.append(log_w[block.offsets[1:] - 1])
@@ -268,14 +294,20 @@ class ImportanceSampling(OffPolicyEstimator):
             return _Fit(value, influence, None, final, totals, summary, bias / n)
         x = np.concatenate(scores)
         value = float(np.mean(weight * x))
-        return _Fit(value, weight * (x - value), x if np.all(weight == 1.0) else None, final, totals, summary, bias / n)
+        plain = self.clip is None and bool(np.all(weight == 1.0))
+        return _Fit(value, weight * (x - value), x if plain else None, final, totals, summary, bias / n)
 
     def _scores(self, log_w: FloatArray, block: LoggedDataset) -> FloatArray:
         score = per_decision_scores if self.per_decision else trajectory_scores
         return score(log_w, block.rewards, block.offsets, self._gamma)
 
     def _self_normalized(
-        self, data: LoggedDataset, kept: list[FloatArray], final: FloatArray, totals: weights.StepTotals, weight: FloatArray
+        self,
+        data: LoggedDataset,
+        kept: list[FloatArray],
+        final: FloatArray,
+        totals: weights.StepTotals,
+        weight: FloatArray,
     ) -> tuple[float, FloatArray]:
         if not self.per_decision:
             returns = np.concatenate([discounted_returns(b.rewards, b.offsets, self._gamma) for b in data.blocks()])
@@ -291,19 +323,20 @@ class ImportanceSampling(OffPolicyEstimator):
 
     # ---------------------------------------------------------------- diagnostics and verdict
 
-    def _diagnose(self, data: LoggedDataset, policy: Policy, fit: _Fit) -> tuple[dict[str, Any], list[verdicts.Finding]]:
+    def _diagnose(
+        self, data: LoggedDataset, policy: Policy, fit: _Fit
+    ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
         over_time = fit.totals.effective_sample_size
-        matters = _steps_with_mass(fit.summary.discounted_rewards)
+        matters = steps_with_mass(fit.summary.discounted_rewards)
         final = effective_sample_size(fit.final_log_w)
         ess = float(over_time[matters].min(initial=final)) if self.per_decision else final
-        share = largest_share(fit.influence)
         mean_weight = float(fit.totals.mean_weight[-1])
         mass, labels = unlogged_mass(data, policy)
         below = np.flatnonzero(over_time < EFFECTIVE_HORIZON_ESS)
         diagnostics = {
             "ess": ess,
             "ess_final": final,
-            "largest_share": share,
+            **verdicts.influence_diagnostics(fit.influence),
             "mean_weight": mean_weight,
             "pareto_k": pareto_k(fit.final_log_w),
             "effective_horizon": int(below[0]) if len(below) else len(over_time),
@@ -314,9 +347,7 @@ class ImportanceSampling(OffPolicyEstimator):
             diagnostics["clip_bias"] = fit.clip_bias
         findings = [
             verdicts.judge_finite(fit.value, fit.influence),
-            verdicts.judge_ess(ess),
-            verdicts.judge_share(share, data.n_episodes),
-            None if self.clip is not None else verdicts.judge_mean_weight(mean_weight),
+            *verdicts.importance_findings(diagnostics, clipped=self.clip is not None),
             verdicts.judge_clipping(fit.clip_bias, verdicts.standard_error(fit.influence)),
             verdicts.judge_propensities(data, orthogonal=False),
             verdicts.judge_unlogged(mass, labels),
@@ -340,7 +371,8 @@ class ImportanceSampling(OffPolicyEstimator):
         return verdicts.judge_tail(tail, verdicts.standard_error(fit.influence))
 
 
-def _steps_with_mass(discounted_rewards: FloatArray) -> np.ndarray[Any, np.dtype[np.bool_]]:
+def steps_with_mass(discounted_rewards: FloatArray) -> BoolArray:
+    """Return the steps from which on at least 1 % of the discounted absolute rewards are still to come, shape (H,)."""
     tail = np.cumsum(discounted_rewards[::-1])[::-1]
     return tail >= MASS_TAIL * tail[0] if tail[0] > 0 else np.ones(len(tail), dtype=bool)
 
@@ -352,7 +384,9 @@ def unlogged_mass(data: LoggedDataset, policy: Policy) -> tuple[float, list[obje
     unlogged = np.bincount(data.actions, minlength=len(data.action_labels)) == 0
     if not unlogged.any():
         return 0.0, []
-    total = sum(float(probabilities(policy, block.rows(), data.action_labels)[:, unlogged].sum()) for block in data.blocks())
+    total = sum(
+        float(probabilities(policy, block.rows(), data.action_labels)[:, unlogged].sum()) for block in data.blocks()
+    )
     return total / data.n_transitions, data.action_labels[unlogged].tolist()
 
 

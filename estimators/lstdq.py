@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 
 from ope.dataset import LoggedDataset
-from ope.diagnostics import largest_share
 from ope.estimate import Estimate
 from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
@@ -111,7 +110,9 @@ class LSTDQ(QEstimator):
     def _validate(self) -> None:
         super()._validate()
         if not (np.isfinite(self.ridge) and self.ridge >= 0):
-            raise ValueError(f"{type(self).__name__}: `ridge` must be a number of at least 0, got {self.ridge!r}; pass ridge=0 for none.")
+            raise ValueError(
+                f"{type(self).__name__}: `ridge` must be a number of at least 0, got {self.ridge!r}; pass ridge=0 for none."
+            )
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> LinearQModel:
         """Fit theta and return the Q function."""
@@ -141,9 +142,14 @@ class LSTDQ(QEstimator):
     def _n_values(self, data: LoggedDataset) -> int:
         return 1 if self._is_stationary(data) else int(data.horizon or 1)
 
-    def _blocks(self, data: LoggedDataset, policy: Policy, basis: Basis) -> Iterator[tuple[LoggedDataset, FeatureBlock]]:
+    def _blocks(
+        self, data: LoggedDataset, policy: Policy, basis: Basis
+    ) -> Iterator[tuple[LoggedDataset, FeatureBlock]]:
         for block in data.blocks():
-            yield block, feature_block(block, basis, policy, self._is_stationary(data), self.n_samples, self.random_state)
+            yield (
+                block,
+                feature_block(block, basis, policy, self._is_stationary(data), self.n_samples, self.random_state),
+            )
 
     def _sums(self, data: LoggedDataset, policy: Policy, basis: Basis, weight: FloatArray) -> linear.LinearSums:
         parts, first = [], 0
@@ -155,7 +161,15 @@ class LSTDQ(QEstimator):
     def _second_pass(
         self, data: LoggedDataset, policy: Policy, basis: Basis, weight: FloatArray, solution: linear.LinearSolution
     ) -> _SecondPass:
-        influence, ratio_sums, lost, visits, first, p_value, n_left_out = [], _RatioSums(self._n_values(data)), 0.0, 0.0, 0, None, 0
+        influence, ratio_sums, lost, visits, first, p_value, n_left_out = (
+            [],
+            _RatioSums(self._n_values(data)),
+            0.0,
+            0.0,
+            0,
+            None,
+            0,
+        )
         for block, seen in self._blocks(data, policy, basis):
             omega = weight[first : first + block.n_episodes]
             first += block.n_episodes
@@ -177,10 +191,9 @@ class LSTDQ(QEstimator):
         self, data: LoggedDataset, policy: Policy, solution: linear.LinearSolution, stats: _SecondPass
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
         mass, labels = unlogged_mass(data, policy)
-        share = largest_share(stats.influence)
         diagnostics: dict[str, Any] = {
             "ess": stats.ess,
-            "largest_share": share,
+            **verdicts.influence_diagnostics(stats.influence),
             "condition": solution.condition,
             "specification_p": stats.p_value,
             "unsupported": stats.unsupported,
@@ -191,11 +204,7 @@ class LSTDQ(QEstimator):
             diagnostics["ridge_bias"] = solution.ridge_bias
         return diagnostics, [
             verdicts.judge_finite(solution.value, stats.influence),
-            verdicts.judge_ess(stats.ess, "ratios of visits"),
-            verdicts.judge_share(share, data.n_episodes),
-            verdicts.judge_condition(solution.condition),
-            verdicts.judge_specification(stats.p_value),
-            verdicts.judge_unsupported(stats.unsupported),
+            *verdicts.linear_findings(diagnostics),
             verdicts.judge_unlogged(mass, labels),
         ]
 

@@ -151,7 +151,7 @@ def _default_model(discrete: bool) -> Any:
 
 
 def _prepared(model: Any, discrete: bool, random_state: int) -> Any:
-    if not (hasattr(model, "fit") and hasattr(model, "get_params")):
+    if isinstance(model, type) or not (hasattr(model, "fit") and hasattr(model, "get_params")):
         raise TypeError(f"{OWNER}: `model` must be a scikit-learn estimator, got {model!r}; pass an instance of one.")
     if discrete != hasattr(model, "predict_proba"):
         rule = "a classifier with `predict_proba`" if discrete else "a regressor"
@@ -200,7 +200,7 @@ def _discrete(task: _Task, folds: IntArray | None) -> _Fitted:
     if folds is None:
         return _Fitted(in_sample, None, parametric)
     probs = _held_out(folds, lambda test: _class_probabilities(task, ~test, test))
-    table = calibration_table(probs, data.actions, action_mask=data.action_mask)
+    table = calibration_table(probs, data.actions, action_mask=data.action_mask, action_labels=data.action_labels)
     return _Fitted(in_sample, _logged(probs, data, "fitted without the row's fold"), parametric, table)
 
 
@@ -243,7 +243,7 @@ def _logged(probs: FloatArray, data: LoggedDataset, how: str) -> FloatArray:
     logged = probs[np.arange(len(probs)), data.actions]
     bad = ~((logged > 0) & (logged <= 1 + ROUNDING))
     if bad.any():
-        label = cast(Any, data.action_labels)[data.actions[bad][0]]
+        label = cast(Any, data.action_labels)[data.actions[bad][:1]].tolist()[0]
         raise ValueError(
             f"{OWNER}: `model` ({how}) must give every action that was taken a probability in (0, 1], got "
             f"{float(logged[bad][0])!r} for action {label!r} at {first_positions(bad)}; take a smoother model "

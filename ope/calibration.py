@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from ope.validation import BoolArray, check_length, float_array
+from ope.validation import BoolArray, FloatArray, check_length, float_array
 
 OWNER = "calibration_table"
 ROUNDING = 1e-9
 
 
 def calibration_table(
-    probs: npt.ArrayLike, codes: npt.ArrayLike, n_bins: int = 10, action_mask: BoolArray | None = None
+    probs: npt.ArrayLike,
+    codes: npt.ArrayLike,
+    n_bins: int = 10,
+    *,
+    action_mask: BoolArray | None = None,
+    action_labels: npt.ArrayLike | None = None,
 ) -> pd.DataFrame:
     """Compare predicted probabilities of actions with how often these actions were taken.
 
@@ -29,11 +32,13 @@ def calibration_table(
         Bins of equal width over [0, 1], closed on the right; the first one holds 0 too.
     action_mask : ndarray of shape (n, n_actions), optional
         Pairs of row and action that were unavailable are left out.
+    action_labels : array-like of shape (n_actions,), optional
+        What to call the actions; default: their column numbers.
 
     Returns
     -------
     DataFrame
-        A row per bin that holds predictions: `low`, `high` (its bounds), `count` (pairs of row and action),
+        A row per action and bin that holds predictions: `action`, `low`, `high` (bounds of the bin), `count`,
         `mean_prediction`, `observed_frequency`.
 
     Raises
@@ -41,26 +46,35 @@ def calibration_table(
     ValueError, TypeError
         If the shapes do not fit, a probability is outside [0, 1], or a code is no column.
 
+    Notes
+    -----
+    Actions are kept apart: over all of them together, errors cancel, because probabilities and frequencies both sum to
+    1. Predicting 1/2 for each of two actions would look calibrated whatever is taken.
+
     Examples
     --------
     >>> table = calibration_table([[0.2, 0.8], [0.2, 0.8], [0.2, 0.8]], [0, 1, 1], n_bins=2)
-    >>> table[["count", "mean_prediction", "observed_frequency"]].round(2).values.tolist()
-    [[3.0, 0.2, 0.33], [3.0, 0.8, 0.67]]
+    >>> table[["action", "count", "mean_prediction", "observed_frequency"]].round(2).values.tolist()
+    [[0.0, 3.0, 0.2, 0.33], [1.0, 3.0, 0.8, 0.67]]
     """
-    predicted, taken = _pairs(probs, codes, action_mask)
+    matrix, taken = _checked(probs, codes)
     if n_bins < 1:
         raise ValueError(f"{OWNER}: `n_bins` must be at least 1, got {n_bins!r}; 10 is usual.")
-    edges = np.linspace(0.0, 1.0, n_bins + 1)
-    bins = np.clip(np.searchsorted(edges, predicted, side="left") - 1, 0, n_bins - 1)
-    counts = np.bincount(bins, minlength=n_bins)
-    held = counts > 0
+    edges, n_actions = np.linspace(0.0, 1.0, n_bins + 1), matrix.shape[1]
+    bins = np.clip(np.searchsorted(edges, matrix, side="left") - 1, 0, n_bins - 1)
+    cells, size = bins + n_bins * np.arange(n_actions), n_bins * n_actions
+    chosen = np.ones(matrix.shape, bool) if action_mask is None else np.asarray(action_mask, dtype=bool)
+    counts = np.bincount(cells[chosen], minlength=size)
+    held = np.flatnonzero(counts)
+    names = np.arange(n_actions) if action_labels is None else np.asarray(action_labels)
     return pd.DataFrame(
         {
-            "low": edges[:-1][held],
-            "high": edges[1:][held],
+            "action": names[held // n_bins],
+            "low": edges[held % n_bins],
+            "high": edges[held % n_bins + 1],
             "count": counts[held],
-            "mean_prediction": np.bincount(bins, predicted, n_bins)[held] / counts[held],
-            "observed_frequency": np.bincount(bins, taken, n_bins)[held] / counts[held],
+            "mean_prediction": np.bincount(cells[chosen], matrix[chosen], size)[held] / counts[held],
+            "observed_frequency": np.bincount(cells[chosen], taken[chosen], size)[held] / counts[held],
         }
     )
 
@@ -80,12 +94,12 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
 
     Notes
     -----
-    sum_b (n_b / n) |mean prediction_b - observed frequency_b| over pairs of row and action.
+    sum_c (n_c / n) |mean prediction_c - observed frequency_c| over the cells c of action and bin: the classwise error.
 
     References
     ----------
-    Naeini, Cooper & Hauskrecht (2015), "Obtaining well calibrated probabilities using Bayesian binning",
-    doi:10.1609/aaai.v29i1.9602.
+    Kull et al. (2019), "Beyond temperature scaling: obtaining well-calibrated multi-class probabilities with Dirichlet
+    calibration", arXiv:1910.12656.
 
     Examples
     --------
@@ -97,9 +111,7 @@ def expected_calibration_error(table: pd.DataFrame) -> float:
     return float((gap * table["count"]).sum() / table["count"].sum())
 
 
-def _pairs(
-    probs: npt.ArrayLike, codes: npt.ArrayLike, action_mask: BoolArray | None
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+def _checked(probs: npt.ArrayLike, codes: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
     matrix, columns = float_array(OWNER, "probs", probs, 2), np.asarray(codes)
     check_length(OWNER, "codes", columns, len(matrix), "row of `probs`")
     if matrix.size == 0 or matrix.min() < 0 or matrix.max() > 1 + ROUNDING:
@@ -108,5 +120,4 @@ def _pairs(
         raise ValueError(f"{OWNER}: `codes` must be column numbers from 0 to {matrix.shape[1] - 1}; pass data.actions.")
     taken = np.zeros(matrix.shape)
     taken[np.arange(len(columns)), columns] = 1.0
-    available = slice(None) if action_mask is None else np.asarray(action_mask, dtype=bool).ravel()
-    return matrix.ravel()[available], taken.ravel()[available]
+    return matrix, taken

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,17 +16,19 @@ from ope.validation import BoolArray, FloatArray, IntArray, check_length, first_
 
 OWNER = "LoggedDataset"
 MAX_SHOWN = 5
-FLAG = (
-    "Flag true endings with terminated=, interrupted recordings with truncated=, or pass horizon= if the number of "
-    "steps is known"
-)
+FLAG = "flag true endings with terminated=, interrupted recordings with truncated="
+REMEDIES = f"{FLAG}, or pass horizon= if the number of steps is known"
 
 
 @dataclass(frozen=True)
 class Door:
-    """Who speaks in an error about a log, and how it names parameters and rows: the voice of `from_arrays`."""
+    """Who speaks in an error about a log, and how it names parameters and rows: the voice of `from_arrays`.
+
+    `in_order` says that the rows of each episode were sorted by time already.
+    """
 
     owner: str = OWNER
+    in_order: ClassVar[bool] = False
 
     def name(self, parameter: str) -> str:
         """Return the words for a parameter."""
@@ -94,7 +96,7 @@ def log_fields(
         "rewards": rewards,
         "offsets": offsets,
         "ends": ends,
-        "timesteps": step_times(timesteps, offsets),
+        "timesteps": timesteps if door.in_order else step_times(timesteps, offsets),
         "episode_ids": ids,
         "feature_names": distinct_features(feature_names, states.shape[1]),
         "action_labels": labels,
@@ -137,9 +139,8 @@ def episode_offsets(lengths: npt.ArrayLike, n: int) -> IntArray:
             f"{array.shape}; pass the number of steps of each episode."
         )
     if len(array) == 0 or array.min() < 1:
-        raise ValueError(
-            f"{OWNER}: `lengths` must be at least 1 each, got {first_positions(array < 1)}; leave out empty episodes."
-        )
+        came = f"{array.min()} at {first_positions(array < 1)}" if len(array) else "none"
+        raise ValueError(f"{OWNER}: `lengths` must be at least 1 each, got {came}; leave out empty episodes.")
     if array.sum() != n:
         raise ValueError(
             f"{OWNER}: `lengths` must sum to the number of transitions ({n}), got {int(array.sum())}; "
@@ -471,9 +472,9 @@ def resolve_horizon(
         return None
     early = at_horizon & (lengths < horizon)
     if early.any():
-        _raise_horizon(door, f"episodes that end unflagged before step {horizon}: {shown(ids[early])}")
+        _raise_horizon(door, f"episodes that end unflagged before step {horizon}: {shown(ids[early])}", FLAG)
     if (late := lengths > horizon).any():
-        _raise_horizon(door, f"episodes longer than the horizon of {horizon} steps: {shown(ids[late])}")
+        _raise_horizon(door, f"episodes longer than the horizon of {horizon} steps: {shown(ids[late])}", REMEDIES)
     return int(horizon)
 
 
@@ -484,11 +485,11 @@ def _raise_lengths(
         f"{length} (episode {plain(ids[at_horizon & (lengths == length)][0])!r})" for length in steps[:MAX_SHOWN]
     ]
     more = f", ... ({len(steps)} lengths in all)" if len(steps) > MAX_SHOWN else ""
-    _raise_horizon(door, f"lengths {', '.join(examples)}{more}")
+    _raise_horizon(door, f"lengths {', '.join(examples)}{more}", REMEDIES)
 
 
-def _raise_horizon(door: Door, came: str) -> NoReturn:
+def _raise_horizon(door: Door, came: str, remedy: str) -> NoReturn:
     raise ValueError(
         f"{door.owner}: episodes without an end flag end by the horizon and must all have its length, which no episode "
-        f"exceeds; got {came}. {FLAG}."
+        f"exceeds; got {came}; {remedy}."
     )

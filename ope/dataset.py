@@ -259,8 +259,8 @@ class LoggedDataset:
         actions : sequence, optional
             Labels of all discrete actions that exist; default: those that occur, or the keys of `action_mask`.
         continuous : bool, optional
-            Whether the action is continuous; default: floating-point columns without `actions` are. Whole numbers in a
-            column that is missing in the given-up or state-only rows count as integers.
+            Whether the action is continuous; default: floating-point columns without `actions` are, unless they hold whole
+            numbers and are missing in given-up or state-only rows. Whole numbers as labels become integers.
         action_mask : sequence of str or mapping, optional
             Boolean columns that say whether an action was available: in the order of `actions` (without it, of the
             sorted labels), or by label.
@@ -487,7 +487,9 @@ class LoggedDataset:
         if isinstance(episodes, slice) and episodes.step in (None, 1):
             first, last, _ = episodes.indices(self.n_episodes)
             if last <= first:
-                raise ValueError(f"{OWNER}.select: `episodes` must name at least one episode, got {episodes}.")
+                raise ValueError(
+                    f"{OWNER}.select: `episodes` must name at least one episode, got {episodes}; widen it."
+                )
             return self._part(
                 slice(self.offsets[first], self.offsets[last]), slice(first, last), self.offsets[first : last + 1]
             )
@@ -500,7 +502,11 @@ class LoggedDataset:
             return None if array is None else array[index]
 
         def take_frame(table: pd.DataFrame | None, index: Any) -> pd.DataFrame | None:
-            return None if table is None else table.iloc[index]
+            if table is None:
+                return None
+            part: pd.DataFrame = table.iloc[index]
+            part.index = pd.RangeIndex(len(part))
+            return part
 
         by_row = (
             "states",
@@ -582,7 +588,8 @@ def _positions(episodes: npt.ArrayLike | slice, n_episodes: int) -> IntArray:
         chosen = np.flatnonzero(chosen)
     if chosen.ndim != 1 or len(chosen) == 0 or chosen.dtype.kind not in "iu":
         raise ValueError(
-            f"{OWNER}.select: `episodes` must name at least one episode by position or mask, got {episodes!r}."
+            f"{OWNER}.select: `episodes` must name at least one episode by position or mask, got {episodes!r}; "
+            "find positions with numpy.flatnonzero."
         )
     if chosen.min() < -n_episodes or chosen.max() >= n_episodes:
         raise ValueError(

@@ -155,7 +155,9 @@ class Estimate:
         """Return a one-sided bound that lies above the true value with probability `level`."""
         return self._interval(level, 0.0, 1.0 - _check_level(level), method).high
 
-    def _interval(self, level: float, alpha_low: float, alpha_high: float, method: str | IntervalMethod | None) -> Interval:
+    def _interval(
+        self, level: float, alpha_low: float, alpha_high: float, method: str | IntervalMethod | None
+    ) -> Interval:
         chosen = resolve_method(method if method is not None else self._default_method())
         if not np.isfinite(self.value):
             return Interval(float("nan"), float("nan"), level, chosen.name, self.verdict)
@@ -170,7 +172,9 @@ class Estimate:
         if not isinstance(other, Estimate):
             return NotImplemented
         if self.data_id != other.data_id:
-            raise ValueError("Estimate - Estimate: both must be on the same episodes (equal data_id); fit both on one log.")
+            raise ValueError(
+                "Estimate - Estimate: both must be on the same episodes (equal data_id); fit both on one log."
+            )
         if self.gamma != other.gamma or self.horizon != other.horizon:
             raise ValueError(
                 f"Estimate - Estimate: both must answer one question, got gamma {self.gamma} and {other.gamma}, horizon {self.horizon} and {other.horizon}."
@@ -203,7 +207,9 @@ class Estimate:
         return f"Estimate({self.estimator}, {self.policy}: {_number(self.value)} +- {_number(self.std_error)}, {self.verdict.level.name})"
 
     def _repr_html_(self) -> str:
-        cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _facts(self))
+        cells = "".join(
+            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _facts(self)
+        )
         reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.verdict.reasons)
         title = html.escape(f"{self.estimator} of {self.policy}")
         return f"<table><caption>{title}</caption>{cells}</table>" + (f"<ul>{reasons}</ul>" if reasons else "")
@@ -265,7 +271,8 @@ class Estimates(Mapping[str, Estimate]):
     def influence(self) -> FloatArray:
         """Influence of every episode on every value, shape (n_episodes, n_policies); a column of NaN where there is none."""
         columns = [
-            np.full(estimate.n_episodes, np.nan) if estimate.influence is None else estimate.influence for estimate in self.values()
+            np.full(estimate.n_episodes, np.nan) if estimate.influence is None else estimate.influence
+            for estimate in self.values()
         ]
         return np.column_stack(columns) if columns else np.empty((0, 0))
 

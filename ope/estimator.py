@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate, Estimates
-from ope.inference.weights import resampling_weights
+from ope.inference.weights import WeightKind, resampling_weights
 from ope.policy import Policy, Requirement, overlap
 from ope.validation import FloatArray, check_gamma, check_length, first_positions
 from ope.verdict import Level, Verdict
@@ -44,7 +44,9 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
         if not cls.__name__.startswith("_"):
             OffPolicyEstimator._known.append(cls)
 
-    def fit(self, data: LoggedDataset, policy: Policy | Mapping[str, Policy], episode_weight: npt.ArrayLike | None = None) -> Self:
+    def fit(
+        self, data: LoggedDataset, policy: Policy | Mapping[str, Policy], episode_weight: npt.ArrayLike | None = None
+    ) -> Self:
         """Learn what the method needs to value `policy` from `data`.
 
         Parameters
@@ -83,7 +85,9 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
     def _validate(self) -> None:
         """Check the parameters; subclasses extend it."""
         if self.gamma is None:
-            raise ValueError(f"{type(self).__name__}: `gamma` must be given: it is the question, not a tuning knob; pass gamma= in [0, 1].")
+            raise ValueError(
+                f"{type(self).__name__}: `gamma` must be given: it is the question, not a tuning knob; pass gamma= in [0, 1]."
+            )
         check_gamma(type(self).__name__, self.gamma)
 
     @property
@@ -104,7 +108,7 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
         for name, policy in policies.items():
             try:
                 estimates[name] = self._fit_named(data, policy, name, weight)
-            except Exception as error:  # noqa: BLE001 - one candidate's failure must not lose the others' results
+            except Exception as error:
                 estimates[name] = self.failed(data, name, f"{type(error).__name__}: {error}")
         return estimates
 
@@ -133,7 +137,9 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
     def _check_log(self, data: Any) -> None:
         owner = type(self).__name__
         if not isinstance(data, LoggedDataset):
-            raise TypeError(f"{owner}.fit: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas.")
+            raise TypeError(
+                f"{owner}.fit: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas."
+            )
         if self.needs_propensities and data.behavior_log_prob is None:
             raise ValueError(
                 f"{owner}.fit: `data` must hold propensities of the logged actions, got none; pass behavior_prob= to the constructor of the log, "
@@ -150,7 +156,9 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
         bad = ~(np.isfinite(array) & (array >= 0))
         if bad.any() or array.sum() <= 0:
             where = f", got others at {first_positions(bad)}" if bad.any() else ", got only zeros"
-            raise ValueError(f"{owner}.fit: `episode_weight` must be finite, non-negative and not all zero{where}; correct the weights.")
+            raise ValueError(
+                f"{owner}.fit: `episode_weight` must be finite, non-negative and not all zero{where}; correct the weights."
+            )
         return np.asarray(array / array.mean())
 
     def _check_policy(self, data: LoggedDataset, policy: Any, name: str) -> None:
@@ -198,7 +206,9 @@ def _with_overlap(estimate: Estimate, n_shared: int, n_episodes: int) -> Estimat
         f"The policy was trained on {n_shared} of the {n_episodes} evaluation episodes: its value is over-estimated, because the policy was fitted to "
         "their luck. Split the log with data.split and evaluate on episodes that the policy has not seen."
     )
-    return replace(estimate, diagnostics=diagnostics, verdict=Verdict.worst([estimate.verdict, Verdict(Level.CAUTION, (reason,))]))
+    return replace(
+        estimate, diagnostics=diagnostics, verdict=Verdict.worst([estimate.verdict, Verdict(Level.CAUTION, (reason,))])
+    )
 
 
 def inherit_gamma(owner: str, nested: OffPolicyEstimator, gamma: float) -> OffPolicyEstimator:
@@ -218,7 +228,7 @@ def bootstrap(
     policy: Policy,
     *,
     n_replicates: int = 200,
-    kind: str = "bayesian",
+    kind: WeightKind = "bayesian",
     random_state: int = 0,
 ) -> Estimate:
     """Refit an estimator on resampled episodes and return its estimate with the replicates.

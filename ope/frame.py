@@ -12,7 +12,7 @@ import pandas as pd
 from typing_extensions import Required, TypedDict
 
 from ope import series
-from ope.columns import label_array, plain_array, shown
+from ope.columns import label_array, plain, plain_array, shown
 from ope.frame_rows import OWNER, FrameDoor, Rows, check_columns, flat_table, sort_rows
 from ope.schema import ColumnNames, End
 from ope.validation import BoolArray, FloatArray, IntArray
@@ -329,7 +329,7 @@ def _flags(rows: Rows, parameter: str, column: str, at_end: BoolArray, may_miss:
         raise kind(
             parameter,
             "hold booleans or 0 and 1",
-            f"{raw[bad].iloc[0]!r} at {rows.door.rows(bad)}",
+            f"{plain(raw[bad].iloc[0])!r} at {rows.door.rows(bad)}",
             "convert it, for example with .map({'yes': True, 'no': False}), and fill in missing flags with False",
         )
     flagged = values == 1
@@ -394,17 +394,16 @@ def _actions(
     column = kept.column(columns)
     floating = series.is_numeric(column) and column.dtype.kind == "f"
     # Integers become floats in a column that also holds missing values, as that of state-only rows does.
-    whole = floating and continuous is not True and _are_whole(column) and len(rows) > len(kept)
-    whole = whole and bool(rows.column(columns).isna().any())
+    whole = floating and _are_whole(column)
     if continuous is None:
-        continuous = floating and not labelled and not whole
+        continuous = floating and not labelled and not (whole and rows.column(columns).isna().any())
     if continuous:
         return kept.numbers("action", columns)[:, None], True
     missing = column.isna().to_numpy()
     if missing.any():
         came = f"missing values at {kept.door.rows(missing)}"
         raise kept.door.error("action", "not be missing", came, kept.remedy("action", missing))
-    return (series.numbers(column).astype(np.int64) if whole else column), False
+    return (column.astype(np.int64) if whole else column), False
 
 
 def _are_whole(column: series.Column) -> bool:
@@ -445,7 +444,7 @@ def _raise_mask(rows: Rows, columns: tuple[str, ...], unknown: BoolArray) -> NoR
     raise rows.door.of("action_mask", columns[j]).error(
         "action_mask",
         "hold booleans or 0 and 1",
-        f"{raw[unknown[:, j]].iloc[0]!r} at {rows.door.rows(unknown[:, j])}",
+        f"{plain(raw[unknown[:, j]].iloc[0])!r} at {rows.door.rows(unknown[:, j])}",
         "convert it, and fill in what is missing",
     )
 

@@ -6,7 +6,7 @@ import difflib
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +42,7 @@ class FrameDoor(Door):
     table: pd.DataFrame | None = None
     episode: str = ""
     positions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
+    in_order: ClassVar[bool] = True
 
     def name(self, parameter: str) -> str:
         """Return the words for a parameter, with the column that it names."""
@@ -139,11 +140,12 @@ def _kind(column: series.Column) -> str:
 
 
 def _numeric_remedy(column: series.Column) -> str:
-    if column.dtype == object:
-        return "convert it with pandas.to_numeric, or encode its categories (sklearn.preprocessing.OneHotEncoder)"
     if column.dtype.kind in "mM":
         return "convert it to a number, such as hours since the start of the episode"
-    return "encode its categories as numbers (sklearn.preprocessing.OneHotEncoder or OrdinalEncoder)"
+    encode = "encode its categories as numbers (sklearn.preprocessing.OneHotEncoder or OrdinalEncoder)"
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        return encode
+    return f"convert it with pandas.to_numeric, or {encode}"
 
 
 def flat_table(frame: Any) -> pd.DataFrame:
@@ -184,7 +186,7 @@ def check_columns(table: pd.DataFrame, used: Iterable[tuple[str, str]]) -> None:
     seen: dict[str, str] = {}
     for parameter, column in used:
         if column not in table.columns:
-            near = difflib.get_close_matches(column, list(table.columns), n=3, cutoff=0.5)
+            near = _near(column, list(table.columns))
             hint = (
                 f"did you mean {' or '.join(map(repr, near))}?" if near else f"the columns are {shown(table.columns)}"
             )
@@ -198,6 +200,12 @@ def check_columns(table: pd.DataFrame, used: Iterable[tuple[str, str]]) -> None:
                 f"under another name: frame.assign({_copy_name(column)}=frame[{column!r}])."
             )
         seen[column] = parameter
+
+
+def _near(name: str, columns: list[str]) -> list[str]:
+    """Return the columns whose names are close, whatever the case."""
+    folded = {column.casefold(): column for column in columns}
+    return [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.5)]
 
 
 def _copy_name(column: str) -> str:
@@ -241,11 +249,16 @@ def _key(column: series.Column, parameter: str, door: FrameDoor) -> npt.NDArray[
     try:
         key = series.sort_key(column)
     except TypeError as error:
-        remedy = f"convert it to one type: frame[{column.name!r}].astype(str)"
+        remedy = "convert it with pandas.to_numeric or pandas.to_datetime"
+        if parameter == "episode":
+            remedy = f"convert it to one type: frame[{column.name!r}].astype(str)"
         raise door.type_error(parameter, "be sortable and of one type", str(error), remedy) from error
     if key.dtype.kind == "f" and not np.isfinite(key).all():
         remedy = f"fill in the {parameter} or remove these rows"
         raise door.error(parameter, "be finite", f"infinite values at {door.rows(~np.isfinite(key))}", remedy)
+    if parameter == "time" and series.is_misordered_text(column):
+        remedy = "convert it with pandas.to_numeric"
+        raise door.type_error(parameter, "be numeric where it is a number", "text, in which 10 is before 9", remedy)
     return key
 
 

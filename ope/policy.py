@@ -186,7 +186,9 @@ def _aligned(probs: FloatArray, have: npt.NDArray[Any] | None, want: npt.NDArray
     import pandas as pd
 
     if probs.ndim != 2 or probs.shape[1] != len(have):
-        raise ValueError(f"{owner}.predict_proba: must return one column per label {list(have)}, got shape {probs.shape}.")
+        raise ValueError(
+            f"{owner}.predict_proba: must return one column per label {list(have)}, got shape {probs.shape}."
+        )
     codes = pd.Index(want).get_indexer(pd.Index(have))
     unknown = codes < 0
     if unknown.any() and (probs[:, unknown] > 0).any():
@@ -222,11 +224,13 @@ def log_prob_logged(policy: Policy, data: LoggedDataset) -> FloatArray:
     if data.action_labels is not None and "all_probs" in policy.capabilities:
         probs = probabilities(policy, rows, data.action_labels)[np.arange(len(rows)), data.actions]
         with np.errstate(divide="ignore"):
-            return np.log(probs)
+            return np.asarray(np.log(probs))
     actions = data.actions if data.action_labels is None else data.action_labels[data.actions]
     log_prob = np.asarray(policy.log_prob_rows(rows, actions), dtype=np.float64)
     if log_prob.shape != (len(rows),):
-        raise ValueError(f"{type(policy).__name__}.log_prob: must return one number per row, shape {(len(rows),)}, got {log_prob.shape}.")
+        raise ValueError(
+            f"{type(policy).__name__}.log_prob: must return one number per row, shape {(len(rows),)}, got {log_prob.shape}."
+        )
     bad = np.isnan(log_prob) | np.isposinf(log_prob)
     if data.discrete:
         bad |= log_prob > SUM_TOLERANCE
@@ -238,7 +242,9 @@ def log_prob_logged(policy: Policy, data: LoggedDataset) -> FloatArray:
     return log_prob
 
 
-def action_nodes(policy: Policy, rows: Rows, n_samples: int, random_state: RandomState) -> tuple[FloatArray, FloatArray]:
+def action_nodes(
+    policy: Policy, rows: Rows, n_samples: int, random_state: RandomState
+) -> tuple[FloatArray, FloatArray]:
     """Return continuous actions (m, n, k) and weights (m,) that stand for the candidate's distribution in every row.
 
     A deterministic policy gives its action, a policy with a quadrature rule its nodes, any other `n_samples` draws.
@@ -270,12 +276,12 @@ def expectation_rows(
     """Return E_{a~pi} q(s, a) for every row: over all actions where discrete, over nodes or samples where continuous."""
     if action_labels is not None:
         probs = probabilities(policy, rows, action_labels)
-        return np.einsum("na,na...->n...", probs, q(rows.states, None))
+        return np.asarray(np.einsum("na,na...->n...", probs, q(rows.states, None)))
     nodes, weights = action_nodes(policy, rows, n_samples, random_state)
     total = weights[0] * q(rows.states, nodes[0])
     for weight, actions in zip(weights[1:], nodes[1:], strict=True):
         total = total + weight * q(rows.states, actions)
-    return total
+    return np.asarray(total)
 
 
 def expectation(
@@ -324,6 +330,10 @@ def expectation(
 
 
 def continuing_ends(data: LoggedDataset, horizon_continues: bool) -> npt.NDArray[np.bool_]:
-    """Return where the process goes on after the last logged step, shape (n_episodes,)."""
-    ends = data.ends == End.TRUNCATED
-    return ends | (data.ends == End.HORIZON) if horizon_continues else ends
+    """Return where the process goes on after the last logged step, shape (n_episodes,).
+
+    A truncation at the very end of the horizon leaves nothing out, unless the horizon itself is taken for a truncation.
+    """
+    if horizon_continues:
+        return np.asarray(data.ends != End.TERMINAL)
+    return np.asarray((data.ends == End.TRUNCATED) & (data.lengths != data.horizon))

@@ -152,6 +152,8 @@ def sort_key(column: Column) -> Values:
         values = values_of(column)
         if values.dtype.kind != "O":
             return values
+    if column.dtype.kind == "c":
+        raise TypeError("complex numbers")
     if _is_dictionary(column.dtype):
         column = column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
     codes, uniques = pd.factorize(column)
@@ -161,3 +163,18 @@ def sort_key(column: Column) -> Values:
     ranks = np.empty(len(uniques), dtype=np.int64)
     ranks[np.argsort(uniques)] = np.arange(len(uniques))
     return ranks[codes]
+
+
+def is_misordered_text(column: Column) -> bool:
+    """Return whether the column holds numbers written as text whose order is not that of the numbers.
+
+    Examples
+    --------
+    >>> is_misordered_text(pd.Series(["9", "10"])), is_misordered_text(pd.Series(["09", "10"]))
+    (True, False)
+    """
+    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(column) != "string":
+        return False
+    text = pd.Series(column.unique(), dtype=object).sort_values()
+    values = pd.to_numeric(text, errors="coerce")
+    return bool(values.notna().all()) and not values.is_monotonic_increasing

@@ -56,7 +56,11 @@ def check_length(owner: str, name: str, array: npt.NDArray[Any], expected: int, 
 def check_gamma(owner: str, gamma: Any) -> float:
     """Return `gamma` as a float in [0, 1], or raise."""
     if isinstance(gamma, bool) or not isinstance(gamma, (int, float, np.floating, np.integer)):
-        raise TypeError(f"{owner}: `gamma` must be a number in [0, 1], got {gamma!r}; pass the discount factor of your question.")
+        raise TypeError(
+            f"{owner}: `gamma` must be a number in [0, 1], got {gamma!r}; pass the discount factor of your question."
+        )
     if not 0.0 <= float(gamma) <= 1.0:
-        raise ValueError(f"{owner}: `gamma` must be in [0, 1], got {gamma!r}; pass the discount factor of your question.")
+        raise ValueError(
+            f"{owner}: `gamma` must be in [0, 1], got {gamma!r}; pass the discount factor of your question."
+        )
     return float(gamma)

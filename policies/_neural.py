@@ -201,6 +201,7 @@ class NeuralLearner(NetworkPolicy):
     def _copy(self, origin: Origin, networks: dict[str, MLP], update: int, history: pd.DataFrame) -> Self:
         twin = copy.copy(self)
         twin.__dict__.pop("training_state_", None)
+        twin.callbacks = None
         return twin._become(origin, networks, TrainingStatus(Outcome.RUNNING, update, self.n_updates), history)
 
     def _keep_state(self, state: TrainingState) -> None:
@@ -265,8 +266,8 @@ def _count_excluded(owner: str, data: Transitions) -> int:
         )
     if data.n_excluded:
         warnings.warn(
-            f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on in an unknown state or with "
-            "unknown available actions; they are left out of the Bellman loss. Record the final states.",
+            f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on in an unknown state or "
+            "with unknown available actions; they are left out of the Bellman loss. Record the final states.",
             UserWarning,
             stacklevel=4,
         )

@@ -105,7 +105,7 @@ def codes_of(actions: npt.ArrayLike, labels: npt.NDArray[Any], owner: str) -> In
     codes = pd.Index(labels).get_indexer(pd.Index(array))
     if (codes < 0).any():
         raise ValueError(
-            f"{owner}: actions must be among the labels {labels.tolist()}, got {array[codes < 0][0]!r} at "
+            f"{owner}: actions must be among the labels {labels.tolist()}, got {array[codes < 0].tolist()[0]!r} at "
             f"{first_positions(codes < 0)}; correct them or the policy's labels."
         )
     return np.asarray(codes, dtype=np.int64)

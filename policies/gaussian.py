@@ -151,7 +151,10 @@ class GaussianPolicy(Policy):
 
     def _moments(self, rows: Rows) -> tuple[FloatArray, FloatArray]:
         mean = self._mean(rows)
-        return mean, _checked_std(self.std(self._read(rows)) if callable(self.std) else self.std, mean.shape)
+        shape = (mean.shape[0], mean.shape[1])
+        if callable(self.std):
+            return mean, _checked_std(self.std(self._read(rows)), shape, by_row=True)
+        return mean, _checked_std(self.std, shape, by_row=False)
 
     def _mean(self, rows: Rows) -> FloatArray:
         model = self.mean
@@ -193,19 +196,19 @@ def _matrix(values: npt.ArrayLike, n: int, name: str) -> FloatArray:
     return array
 
 
-def _checked_std(std: npt.ArrayLike, shape: tuple[int, ...]) -> FloatArray:
+def _checked_std(std: npt.ArrayLike, shape: tuple[int, int], by_row: bool) -> FloatArray:
     array = np.asarray(std, dtype=np.float64)
-    array = array[:, None] if array.shape == shape[:1] != shape[1:] else array
-    if array.shape not in {(), shape[1:], shape, (shape[0], 1)}:
+    array = array[:, None] if by_row and array.ndim == 1 else array
+    if array.shape not in ({(), (shape[0], 1), shape} if by_row else {(), shape[1:]}):
         raise ValueError(
             f"{OWNER}: `std` must be a number, of shape {shape[1:]} (one per action dimension), or a function that "
-            f"returns shape {shape}, got {array.shape}."
+            f"returns shape {shape}, ({shape[0]}, 1) or ({shape[0]},), got {np.shape(std)}; reshape it."
         )
     bad = ~((array > 0) & np.isfinite(array))
     if bad.any():
-        where = first_positions(bad.any(axis=1)) if array.ndim == 2 else "`std`"
+        where = f" at {first_positions(bad.any(axis=1))}" if array.ndim == 2 else ""
         raise ValueError(
-            f"{OWNER}: `std` must be positive and finite, got {float(array[bad][0])!r} at {where}; a policy without "
-            "noise is FunctionPolicy(predict=...)."
+            f"{OWNER}: `std` must be positive and finite, got {float(array[bad][0])!r}{where}; a policy without noise "
+            "is FunctionPolicy(predict=...)."
         )
     return array

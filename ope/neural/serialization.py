@@ -30,7 +30,9 @@ POLICY_CLASSES: Mapping[str, str] = {
     "BCQ": "ope.policies.bcq",
 }
 
-_SEAL = '"seal":"'
+# All metadata are one JSON text under one key, so that equal contents are equal files; the seal's place in it, as bytes.
+_KEY = "ope"
+_SEAL = r"\"seal\": \""
 _BLANK = "0" * 64
 
 
@@ -79,13 +81,13 @@ def write_sealed(path: str | Path, kind: str, arrays: Mapping[str, npt.NDArray[A
 
     header = {
         "kind": kind,
-        "format_version": str(FORMAT_VERSION),
+        "format_version": FORMAT_VERSION,
         "library_version": library_version(),
-        "content": json.dumps(metadata, allow_nan=False, sort_keys=True),
+        "content": metadata,
         "seal": _BLANK,
     }
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    blank = save(contiguous, metadata=header)
+    blank = save(contiguous, metadata={_KEY: json.dumps(header, allow_nan=False, sort_keys=True)})
     seal = hashlib.sha256(blank).hexdigest()
     _replace_file(Path(path), blank.replace(f"{_SEAL}{_BLANK}".encode(), f"{_SEAL}{seal}".encode(), 1))
 
@@ -130,17 +132,17 @@ def read_sealed(path: str | Path, kind: str, owner: str) -> tuple[Arrays, Metada
     blank = content.replace(f"{_SEAL}{seal}".encode(), f"{_SEAL}{_BLANK}".encode(), 1)
     if hashlib.sha256(blank).hexdigest() != seal:
         raise _damaged(path, owner, "its checksum does not match its content")
-    return load(content), json.loads(header["content"])
+    return load(content), header["content"]
 
 
-def _header(content: bytes, path: str | Path, owner: str) -> dict[str, str]:
+def _header(content: bytes, path: str | Path, owner: str) -> Metadata:
     length = int.from_bytes(content[:8], "little")
     if len(content) < 8 or length > len(content) - 8:
         raise _damaged(path, owner, "it is no safetensors file, or ends within its header")
     try:
         entries = json.loads(content[8 : 8 + length])
         ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
-        metadata = entries.get("__metadata__", {})
+        metadata = json.loads(entries.get("__metadata__", {}).get(_KEY, "{}"))
         kind = metadata.get("kind")
     except (ValueError, AttributeError, KeyError, TypeError, IndexError) as error:
         raise _damaged(path, owner, "its header is no safetensors header") from error
@@ -149,9 +151,9 @@ def _header(content: bytes, path: str | Path, owner: str) -> dict[str, str]:
     return dict(metadata)
 
 
-def _check_version(header: Mapping[str, str], path: str | Path, owner: str) -> None:
-    written = header.get("format_version", "")
-    if written != str(FORMAT_VERSION):
+def _check_version(header: Metadata, path: str | Path, owner: str) -> None:
+    written = header.get("format_version")
+    if written != FORMAT_VERSION:
         raise ValueError(
             f"{owner}: `path` must name a file of format version {FORMAT_VERSION}, got version {written!r} in "
             f"{str(path)!r} of ope-learn {header.get('library_version', 'unknown')}; load it with that version."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,7 @@ def _episode(rng: np.random.Generator, identifier: int, mode: str) -> list[dict[
     extra = mode == "state_only" or (mode == "drop" and end == End.TRUNCATED)
     start = int(rng.integers(-3, 4))
     rows = [_step(rng, identifier, start + t) for t in range(steps + extra)]
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         before["x_next"], before["y_next"] = after["x"], after["y"]
     if mode == "next_states" and (end == End.TRUNCATED or rng.random() < 0.5):
         rows[-1]["x_next"], rows[-1]["y_next"] = rng.normal(size=2)
@@ -84,7 +85,7 @@ def plain_log(frame: pd.DataFrame, mode: str) -> dict[str, list[Any]]:
     """Read a frame of `random_frame` row by row with dictionaries and lists."""
     episodes: dict[int, list[dict[str, Any]]] = {}
     for row in frame.to_dict("records"):
-        episodes.setdefault(row["id"], []).append(row)
+        episodes.setdefault(row["id"], []).append({str(name): value for name, value in row.items()})
     log: dict[str, list[Any]] = {name: [] for name in ("ids", "lengths", "ends", "finals", "final_dose", "final_mask")}
     log |= {name: [] for name in ("x", "y", "act", "r", "log_p", "t", "note", "dose", "mask")}
     for identifier in sorted(episodes):

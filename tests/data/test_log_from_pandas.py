@@ -40,9 +40,9 @@ def test_reader_agrees_with_plain_loops(seed: int, mode: str) -> None:
     np.testing.assert_array_equal(log.states, np.column_stack([plain["x"], plain["y"]]))
     np.testing.assert_array_equal(log.actions, plain["act"])
     np.testing.assert_array_equal(log.rewards, plain["r"])
-    np.testing.assert_allclose(log.behavior_log_prob, plain["log_p"], rtol=1e-15)  # type: ignore[arg-type]
+    np.testing.assert_allclose(log.behavior_log_prob, plain["log_p"], rtol=1e-15)
     np.testing.assert_array_equal(log.timesteps, plain["t"])
-    np.testing.assert_array_equal(log.action_mask, plain["mask"])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(log.action_mask, plain["mask"])
     assert log.extras is not None
     assert log.extras[["note", "dose"]].to_numpy().tolist() == [
         list(pair) for pair in zip(plain["note"], plain["dose"], strict=True)
@@ -60,7 +60,7 @@ def test_what_stands_in_the_last_row_is_kept(mode: str) -> None:
     plain = plain_log(frame, mode)
     assert log.final_extras is not None
     np.testing.assert_array_equal(log.final_extras["dose"].to_numpy(float), plain["final_dose"])
-    np.testing.assert_array_equal(log.final_action_mask, plain["final_mask"])  # type: ignore[arg-type]
+    np.testing.assert_array_equal(log.final_action_mask, plain["final_mask"])
     dropped = sum(end == End.TRUNCATED for end in plain["ends"]) if mode == "drop" else 0
     assert log.n_dropped_rows == log.describe()["log", "dropped rows"] == dropped
 
@@ -327,7 +327,7 @@ def test_mask_of_a_state_in_which_nothing_is_done_may_be_empty_or_missing() -> N
     assert log.final_action_mask.all()
     assert log.action_mask is not None
     assert log.action_mask.tolist() == [[True, False], [True, True]]
-    frame.loc[1, ["m0", "m1"]] = None
+    frame.loc[1, ["m0", "m1"]] = np.nan
     log = LoggedDataset.from_pandas(frame, **NAMES, terminated="dead", final_row="state_only", action_mask=["m0", "m1"])
     assert log.final_action_mask is None
 

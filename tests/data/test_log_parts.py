@@ -102,7 +102,7 @@ def test_blocks_are_whole_episodes_in_order(max_rows: int) -> None:
         assert block.n_transitions <= max_rows or block.n_episodes == 1
         # A block is only as short as it must be.
         assert after is None or block.n_transitions + after.lengths[0] > max_rows
-    assert list(log.blocks())[0] is log
+    assert next(log.blocks()) is log
 
 
 def test_columns_cannot_be_written() -> None:

@@ -21,7 +21,7 @@ from ope.schema import BehaviorSource, ColumnNames
 from ope.series import series_of, sort_key, values_of
 
 INTEGERS = st.integers(-(2**62), 2**62)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)
+TEXT = st.text(st.characters(exclude_categories=["Cs", "Nd"]), max_size=8)
 INSTANTS = st.datetimes(datetime.datetime(1900, 1, 1), datetime.datetime(2200, 1, 1))
 DAYS = st.dates(datetime.date(1900, 1, 1), datetime.date(2200, 1, 1))
 
@@ -149,7 +149,10 @@ def test_ends_masks_and_extras(mode: str, seed: int, n_episodes: int) -> None:
 def test_parts_of_a_log(mode: str) -> None:
     log = LoggedDataset.from_pandas(random_frame(0, mode, 20), **mode_arguments(mode))
     for part in (*log.split(0.3, random_state=1), log.select(slice(3, 9)), log.select([0]), *log.blocks(10)):
-        assert_same_log(LoggedDataset.from_pandas(part.to_pandas(), **mode_arguments(mode), horizon=part.horizon), part)
+        again = LoggedDataset.from_pandas(part.to_pandas(), **mode_arguments(mode), horizon=part.horizon)
+        if not part.final_known().any():
+            part = part.replace(final_states=None, final_extras=None, final_action_mask=None)
+        assert_same_log(again, part)
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -196,10 +199,16 @@ def test_actions_beside_missing_ones(mode: str, dtype: str) -> None:
         "action_mask": None,
         "continuous": None if mode == "state_only" else False,
     }
-    frame = frame.drop(columns=MASK).assign(act=values.astype(dtype))
+    frame = frame.drop(columns=MASK).assign(act=values.astype(pd.api.types.pandas_dtype(dtype)))
     log = LoggedDataset.from_pandas(frame, **arguments)
     assert log.discrete
-    assert_same_log(LoggedDataset.from_pandas(log.to_pandas(), **arguments), log)
+    again = LoggedDataset.from_pandas(log.to_pandas(), **arguments)
+    if dtype == "int64":
+        # What is given up is missing in the frame, which int64 cannot hold.
+        assert again.layout is not None
+        assert again.layout.dtypes["action"] == "Int64"
+        again, log = again.replace(layout=None), log.replace(layout=None)
+    assert_same_log(again, log)
 
 
 @pytest.mark.parametrize("columns", [["u", "v"], "u"])
@@ -261,6 +270,6 @@ def test_estimated_propensities_do_not_pass_for_logged_ones() -> None:
     )
     frame = log.to_pandas()
     assert "p" not in frame
-    np.testing.assert_array_equal(frame["estimated_log_prob"], log.behavior_log_prob)  # type: ignore[arg-type]
-    np.testing.assert_array_equal(frame["cross_fitted_log_prob"], log.cross_fitted_log_prob)  # type: ignore[arg-type]
-    assert LABELS == sorted(frame["act"].unique())
+    np.testing.assert_array_equal(frame["estimated_log_prob"], log.behavior_log_prob)
+    np.testing.assert_array_equal(frame["cross_fitted_log_prob"], log.cross_fitted_log_prob)
+    assert sorted(frame["act"].unique()) == LABELS

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ope import End, LoggedDataset
+from ope import End, Estimate, LoggedDataset
 from ope.policies import TabularPolicy
 from ope.problems import TabularProblem
 from ope.validation import FloatArray
@@ -161,3 +161,78 @@ def exact_log(
         weight.append(p)
     horizon = n_steps if ends == "horizon" else None
     return WeightedLog(one_hot_log(s, a, r, lengths, kinds, final, table, horizon), np.array(weight))
+
+
+def influence_of(estimate: Estimate) -> FloatArray:
+    """Return the influence vector of an estimate that must have one."""
+    assert estimate.influence is not None
+    return estimate.influence
+
+
+class TabularModel(NamedTuple):
+    """Q_t(s, a) of the maximum-likelihood model of a log; one table where stationary, else one for each step."""
+
+    q: list[FloatArray]
+    visited: list[FloatArray]
+    value: float
+
+
+def maximum_likelihood(
+    case: Case, gamma: float, stationary: bool = False, weight: FloatArray | None = None
+) -> TabularModel:
+    """Count transitions, divide, and solve the Bellman equations of the candidate in the estimated process.
+
+    Pairs that were never logged get the value 0. The last row of a horizon end that goes on to an unknown state is left
+    out. Final states of terminal episodes are not read.
+    """
+    log, pi = case.log, case.pi
+    S, A = pi.shape
+    H = 1 if stationary or log.horizon is None else log.horizon
+    count, reward, onward = np.zeros((H, S, A)), np.zeros((H, S, A)), np.zeros((H, S, A, S))
+    starts = np.zeros(S)
+    for i, episode in enumerate(paths(log)):
+        w = 1.0 if weight is None else float(weight[i])
+        starts[episode[0][0]] += w
+        for t, (s, a, r) in enumerate(episode):
+            k, last = (t if H > 1 else 0), t == len(episode) - 1
+            follows = end_goes_on(log, i, stationary) if last else True
+            if follows is None:
+                continue
+            count[k, s, a] += w
+            reward[k, s, a] += w * r
+            if follows:
+                onward[k, s, a, final_codes(log)[i] if last else episode[t + 1][0]] += w
+    visited = (count > 0).astype(float)
+    R, P = reward / np.maximum(count, 1e-300), onward / np.maximum(count, 1e-300)[..., None]
+    endless = stationary or log.horizon is None
+    tables = [solve_stationary(R[0], P[0], pi, gamma)] if endless else solve_backwards(R, P, pi, gamma)
+    start = starts / starts.sum()
+    return TabularModel(tables, list(visited), float(start @ (pi * tables[0]).sum(axis=1)))
+
+
+def end_goes_on(log: LoggedDataset, i: int, stationary: bool) -> bool | None:
+    """Return whether the process goes on after episode i; None if it does, and nobody knows where to."""
+    end = End(int(log.ends[i]))
+    if end is End.TERMINAL or (end is End.HORIZON and not stationary):
+        return False
+    known = log.final_states is not None and not np.isnan(log.final_states[i]).any()
+    return True if known else None
+
+
+def solve_stationary(R: FloatArray, P: FloatArray, pi: FloatArray, gamma: float) -> FloatArray:
+    """Solve Q = R + gamma P (pi . Q) as one linear system over pairs."""
+    S, A = R.shape
+    system = np.eye(S * A)
+    for s, a, z, b in product(range(S), range(A), range(S), range(A)):
+        system[s * A + a, z * A + b] -= gamma * P[s, a, z] * pi[z, b]
+    solution: FloatArray = np.linalg.solve(system, R.ravel())
+    return solution.reshape(S, A)
+
+
+def solve_backwards(R: FloatArray, P: FloatArray, pi: FloatArray, gamma: float) -> list[FloatArray]:
+    """Return Q_t = R_t + gamma P_t V_t+1, with nothing after the last step."""
+    v, tables = np.zeros(pi.shape[0]), []
+    for t in reversed(range(len(R))):
+        tables.append(R[t] + gamma * P[t] @ v)
+        v = (pi * tables[-1]).sum(axis=1)
+    return tables[::-1]

@@ -113,8 +113,12 @@ def test_continuous_actions_and_standardisation() -> None:
     found = Transitions.from_dataset(log, states=states, actions=scaler)
     assert not found.discrete
     assert found.n_actions == 2
-    np.testing.assert_allclose(found.states[:11], (log.states - log.states.mean(0)) / (log.states.std(0) + 1e-3), rtol=1e-6)
-    np.testing.assert_allclose(found.states[11:], (np.array([[50, 51], [70, 71.0]]) - states.shift) / states.scale, rtol=1e-6)
+    np.testing.assert_allclose(
+        found.states[:11], (log.states - log.states.mean(0)) / (log.states.std(0) + 1e-3), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+        found.states[11:], (np.array([[50, 51], [70, 71.0]]) - states.shift) / states.scale, rtol=1e-6
+    )
     np.testing.assert_allclose(found.actions, (actions - actions.mean(0)) / (actions.std(0) + 1e-3), rtol=1e-6)
     np.testing.assert_allclose(scaler.inverse(scaler.transform(actions)), actions, rtol=1e-12)
 
@@ -155,7 +159,9 @@ def test_sampler_goes_on_with_the_same_batches(used: int, weighted: bool) -> Non
 def test_rows_are_drawn_uniformly() -> None:
     transitions = Transitions.from_dataset(mixed_log())
     sampler = BatchSampler(transitions, [0], 500)
-    counts = np.bincount(np.concatenate([(sampler.next().rewards[0] * 2).int().numpy() for _ in range(40)]), minlength=11)
+    counts = np.bincount(
+        np.concatenate([(sampler.next().rewards[0] * 2).int().numpy() for _ in range(40)]), minlength=11
+    )
     expected = 20000 / 11
     assert np.abs(counts - expected).max() < 4 * np.sqrt(expected)
 

@@ -381,10 +381,9 @@ def test_classifier_policy_at_final_states_needs_the_columns_there() -> None:
     finals = pd.DataFrame({"ward": ["west", "east"]})
     complete = make_log(states, y, feature_names=["age", "pulse"], extras=wards, final_extras=finals, **options)
     got = expectation(policy, complete, q, at="next")
-    nexts = [(1, None), (2, None), (None, 0), (4, None), (5, None), (None, 1)]
-    for value, (row, final) in zip(got, nexts, strict=True):
-        ward = wards["ward"].iloc[row] if row is not None else finals["ward"].iloc[final]
-        pulse = states[row, 1] if row is not None else 0.0
+    w, p = wards["ward"].tolist(), states[:, 1].tolist()
+    nexts = [(w[1], p[1]), (w[2], p[2]), ("west", 0.0), (w[4], p[4]), (w[5], p[5]), ("east", 0.0)]
+    for value, (ward, pulse) in zip(got, nexts, strict=True):
         probs = policy.classifier.predict_proba(pd.DataFrame({"ward": [ward], "pulse": [pulse]}))[0]
         assert value == pytest.approx(float(probs @ [1.0, 2.0, 4.0]))
 
@@ -417,8 +416,8 @@ def regressor() -> LinearRegression:
 @pytest.mark.parametrize(
     ("std", "row_std"),
     [
-        (0.5, lambda s: [0.5, 0.5]),
-        ([0.5, 2.0], lambda s: [0.5, 2.0]),
+        (0.5, lambda _: [0.5, 0.5]),
+        ([0.5, 2.0], lambda _: [0.5, 2.0]),
         (lambda states: 1.0 + np.abs(states), lambda s: [1.0 + abs(s[0]), 1.0 + abs(s[1])]),
         (lambda states: 1.0 + states[:, 0], lambda s: [1.0 + s[0], 1.0 + s[0]]),
         (lambda states: 1.0 + states[:, :1], lambda s: [1.0 + s[0], 1.0 + s[0]]),
@@ -445,6 +444,15 @@ def test_gaussian_std_of_shape_k_is_not_one_of_shape_n() -> None:
     states, actions = np.ones((2, 1)), np.array([[1.0, 2.0], [3.0, 4.0]])
     got = GaussianPolicy(lambda s: np.zeros((len(s), 2)), [1.0, 2.0]).log_prob(states, actions)
     expected = [normal_log_density(a, 0.0, 1.0) + normal_log_density(b, 0.0, 2.0) for a, b in actions.tolist()]
+    assert got == pytest.approx(expected)
+
+
+def test_gaussian_std_function_of_shape_n_is_not_one_of_shape_k() -> None:
+    states, actions = np.array([[1.0], [2.0]]), np.array([[1.0, 2.0], [3.0, 4.0]])
+    got = GaussianPolicy(lambda s: np.zeros((len(s), 2)), lambda s: s[:, 0]).log_prob(states, actions)
+    expected = [
+        sum(normal_log_density(x, 0.0, std) for x in a) for a, std in zip(actions.tolist(), [1.0, 2.0], strict=True)
+    ]
     assert got == pytest.approx(expected)
 
 
@@ -516,7 +524,7 @@ def test_gaussian_regressor_on_named_features_and_columns() -> None:
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        (GaussianPolicy(COEFFICIENTS, 0.0), r"`std` must be positive and finite, got 0.0 .*FunctionPolicy\(predict"),
+        (GaussianPolicy(COEFFICIENTS, 0.0), r"`std` must be positive and finite, got 0.0; .*FunctionPolicy\(predict"),
         (GaussianPolicy(COEFFICIENTS, [1.0, -1.0]), "positive and finite, got -1.0"),
         (GaussianPolicy(COEFFICIENTS, lambda s: s), "positive and finite, got -2.0 at rows 0, 2"),
         (GaussianPolicy(COEFFICIENTS, [1.0, 1.0, 1.0]), r"`std` must be a number, of shape \(2,\)"),
@@ -682,6 +690,34 @@ def test_columns_at_truncated_ends() -> None:
         expectation(policy, column_log(final_extras=missing, **options), q, at="next")
     terminal = expectation(policy, column_log(lengths=[2, 1]), q, at="next")
     assert terminal.tolist() == [-1.0, 0.0, 0.0]
+
+
+def test_columns_of_a_frame_with_a_last_row_of_state_only() -> None:
+    frame = pd.DataFrame(
+        {
+            "episode": [1, 1, 1, 2, 2],
+            "time": [0, 1, 2, 0, 1],
+            "x": [0.0, 1.0, 5.0, 2.0, 6.0],
+            "action": ["a", "b", None, "a", None],
+            "reward": [0.0, 0.0, np.nan, 0.0, np.nan],
+            "truncated": [False, True, False, True, False],
+            "pa": [0.25, 0.0, 0.1, 0.5, 0.8],
+            "pb": [0.75, 1.0, 0.9, 0.5, 0.2],
+        }
+    )
+    log = LoggedDataset.from_pandas(
+        frame,
+        episode="episode",
+        time="time",
+        states=["x"],
+        action="action",
+        reward="reward",
+        truncated="truncated",
+        final_row="state_only",
+    )
+    policy = ColumnPolicy({"b": "pb", "a": "pa"})
+    got = expectation(policy, log, lambda s, _: np.column_stack([s[:, 0], -s[:, 0]]), at="next")
+    assert got == pytest.approx([1.0 * (0.0 - 1.0), 5.0 * (0.1 - 0.9), 6.0 * (0.8 - 0.2)])
 
 
 @pytest.mark.parametrize(

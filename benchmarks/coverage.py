@@ -1,0 +1,280 @@
+"""Coverage of intervals, and of the verdicts that go with them, on the reference problems.
+
+    python benchmarks/coverage.py run [--repetitions 2000] [--jobs 2]      simulate; one result file a cell, so that it resumes
+    python benchmarks/coverage.py report                                   judge, tabulate, write docs/coverage.md
+
+A cell is a problem and a number of episodes. Every repetition stores, for every estimator, the value, all intervals and the
+diagnostics; the verdict is recomputed from the diagnostics by the rules that the library uses, so that thresholds can be
+studied without simulating again. Thresholds are tuned on the problems in TUNING and reported on those in REPORTING.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from joblib import Parallel, delayed
+from scipy.special import betaincinv
+from threadpoolctl import threadpool_limits
+
+from ope.dataset import LoggedDataset
+from ope.estimate import Estimate
+from ope.estimator import OffPolicyEstimator
+from ope.estimators import LSTDQ, DoublyRobust, PerDecisionIS, TrajectoryIS, WeightedIS
+from ope.estimators._verdicts import doubly_robust_findings, importance_findings, linear_findings
+from ope.inference import (
+    Anderson,
+    EmpiricalBernstein,
+    Hoeffding,
+    basic_interval,
+    bca_interval,
+    hash_identifiers,
+    normal_interval,
+    percentile_interval,
+    resampling_weights,
+)
+from ope.policies import GaussianPolicy, TabularPolicy
+from ope.policy import Policy
+from ope.problems import Graph, Hybrid, ModelFail, ModelWin, Problem, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
+from ope.verdict import Level, Verdict
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results" / "coverage"
+SIZES = (32, 128, 512)
+LEVELS = (0.90, 0.95)
+N_REPLICATES = 999
+
+TUNING: dict[str, Callable[[], Problem]] = {
+    "ModelFail": ModelFail,
+    "ModelWin": ModelWin,
+    "RiverSwim H=20": lambda: RiverSwim(horizon=20),
+    "RandomMDP H=5 seed 0": lambda: RandomMDP(horizon=5, random_state=0),
+    "RandomMDP terminal seed 1": lambda: RandomMDP(terminals=1, random_state=1),
+}
+REPORTING: dict[str, Callable[[], Problem]] = {
+    "Hybrid": Hybrid,
+    "Graph H=4": lambda: Graph(horizon=4),
+    "RiverSwim": RiverSwim,
+    "ScalarLQR": ScalarLQR,
+    "RandomMDP H=8 seed 2": lambda: RandomMDP(horizon=8, random_state=2),
+    "RandomMDP terminal seed 3": lambda: RandomMDP(terminals=1, random_state=3),
+}
+PROBLEMS = TUNING | REPORTING
+
+ESTIMATORS: dict[str, Callable[[float], OffPolicyEstimator]] = {
+    "IS": lambda gamma: TrajectoryIS(gamma=gamma),
+    "PDIS": lambda gamma: PerDecisionIS(gamma=gamma),
+    "WIS": lambda gamma: WeightedIS(gamma=gamma, per_decision=False),
+    "WPDIS": lambda gamma: WeightedIS(gamma=gamma),
+    "LSTDQ": lambda gamma: LSTDQ(gamma=gamma),
+    "DR": lambda gamma: DoublyRobust(gamma=gamma),
+    "WDR": lambda gamma: DoublyRobust(gamma=gamma, weighted=True),
+}
+METHODS = ("normal", "percentile", "basic", "bca", "bayesian", "hoeffding", "bernstein", "anderson")
+DIAGNOSTICS = (
+    "ess", "largest_share", "influence_ess", "skewness", "mean_weight", "pareto_k", "condition", "specification_p", "unsupported",
+    "correction_share", "truncated_tail", "run_level",
+)  # fmt: skip
+
+
+def target_policy(problem: Problem) -> Policy:
+    """Return the problem's target as a policy."""
+    if isinstance(problem, TabularProblem):
+        return TabularPolicy(problem.target, state_code=problem.state_code)
+    target: Any = problem.target
+    return GaussianPolicy(mean=[target.gain], std=target.std, intercept=target.offset)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Resampling weights of n episodes, drawn once for all repetitions."""
+
+    poisson: np.ndarray
+    bayesian: np.ndarray
+
+    @classmethod
+    def of(cls, n: int) -> Weights:
+        keys = hash_identifiers(np.arange(n))
+        drawn = {kind: resampling_weights(keys, N_REPLICATES, seed=7, kind=kind) for kind in ("poisson", "bayesian")}
+        return cls(*(drawn[kind] / drawn[kind].sum(axis=1, keepdims=True) for kind in ("poisson", "bayesian")))
+
+
+def score_range(problem: Problem, gamma: float) -> tuple[float, float] | None:
+    """Return a-priori bounds of sum_t gamma^t W_t r_t, where the horizon, the rewards and the ratios are bounded."""
+    if not isinstance(problem, TabularProblem) or problem.horizon is None or problem.reward_range is None:
+        return None
+    ratio = float(np.max(np.asarray(problem.target) / np.asarray(problem.behavior)))
+    growth = float(np.sum((gamma * ratio) ** np.arange(problem.horizon) * ratio))
+    bound = growth * float(np.max(np.abs(problem.reward_range)))
+    return -bound, bound
+
+
+def intervals(
+    estimate: Estimate, weights: Weights, bounds: tuple[float, float] | None
+) -> Iterator[tuple[float, float]]:
+    """Yield an interval for each method and level, NaN where a method does not apply."""
+    psi, value = estimate.influence, estimate.value
+    assert psi is not None
+    poisson, bayesian = value + weights.poisson @ psi, value + weights.bayesian @ psi
+    for method in METHODS:
+        for level in LEVELS:
+            tail = (1.0 - level) / 2.0
+            try:
+                if method == "normal":
+                    yield normal_interval(value, psi, tail, tail)
+                elif method == "percentile":
+                    yield percentile_interval(poisson, tail, tail)
+                elif method == "basic":
+                    yield basic_interval(value, poisson, tail, tail)
+                elif method == "bca":
+                    yield bca_interval(value, poisson, psi, tail, tail)
+                elif method == "bayesian":
+                    yield percentile_interval(bayesian, tail, tail)
+                else:
+                    yield _ranged(method, estimate, bounds, tail)
+            except ValueError:
+                yield (np.nan, np.nan)
+
+
+def _ranged(method: str, estimate: Estimate, bounds: tuple[float, float] | None, tail: float) -> tuple[float, float]:
+    if bounds is None or estimate.estimator != "PerDecisionIS":
+        return (np.nan, np.nan)
+    kinds = {"hoeffding": Hoeffding, "bernstein": EmpiricalBernstein, "anderson": Anderson}
+    return kinds[method](*bounds).bounds(estimate, tail, tail)
+
+
+def one_repetition(problem: Problem, policy: Policy, n: int, seed: int, weights: Weights) -> tuple[np.ndarray, ...]:
+    """Return values (E,), intervals (E, M, L, 2) and diagnostics (E, D) of one simulated log."""
+    gamma = problem.default_gamma
+    log: LoggedDataset = problem.sample(n, random_state=seed)
+    values, ends, diagnostics = [], [], []
+    bounds = score_range(problem, gamma)
+    for build in ESTIMATORS.values():
+        estimate: Estimate = build(gamma).fit(log, policy).estimate()
+        values.append(estimate.value)
+        ends.append(np.reshape(list(intervals(estimate, weights, bounds)), (len(METHODS), len(LEVELS), 2)))
+        known = {**estimate.diagnostics, "run_level": float(estimate.verdict.level)}
+        diagnostics.append([float(known.get(name, np.nan)) for name in DIAGNOSTICS])
+    return np.array(values), np.stack(ends), np.array(diagnostics)
+
+
+def cell_path(name: str, n: int) -> Path:
+    """Return where a cell's results are kept."""
+    return RESULTS / f"{name.replace(' ', '_').replace('=', '')}_{n}.npz"
+
+
+def run_cell(name: str, n: int, repetitions: int) -> str:
+    """Simulate a cell unless its file holds enough repetitions."""
+    path = cell_path(name, n)
+    if path.exists() and len(np.load(path)["values"]) >= repetitions:
+        return f"{name} n={n}: kept"
+    problem = PROBLEMS[name]()
+    policy, weights = target_policy(problem), Weights.of(n)
+    with threadpool_limits(limits=1), np.errstate(all="ignore"):
+        rows = [one_repetition(problem, policy, n, seed, weights) for seed in range(repetitions)]
+    values, ends, diagnostics = (np.stack(column) for column in zip(*rows, strict=True))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    truth = problem.value(
+        np.asarray(problem.target) if isinstance(problem, TabularProblem) else problem.target, problem.default_gamma
+    )
+    np.savez_compressed(
+        path, values=values, ends=ends.astype(np.float32), diagnostics=diagnostics.astype(np.float32), truth=truth
+    )
+    return f"{name} n={n}: {repetitions} repetitions"
+
+
+# -------------------------------------------------------------------- report
+
+
+def level_of(estimator: str, diagnostics: np.ndarray) -> Level:
+    """Recompute the verdict of one estimate from its stored diagnostics."""
+    known = dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True))
+    if estimator == "LSTDQ":
+        findings = linear_findings(known)
+    elif estimator in ("DR", "WDR"):
+        findings = doubly_robust_findings(known)
+    else:
+        findings = importance_findings(known, clipped=False)
+    tail = Level(int(known["run_level"])) if known["truncated_tail"] > 0 else Level.VALID
+    return max(Verdict.of(findings).level, tail)
+
+
+def upper_limit(covered: int, total: int, level: float = 0.99) -> float:
+    """Return the one-sided Clopper-Pearson upper limit of a coverage."""
+    return 1.0 if covered >= total else float(betaincinv(covered + 1, total - covered, level))
+
+
+def cell_rows(name: str, n: int) -> list[dict[str, Any]]:
+    """Return a row per estimator and method of a cell."""
+    with np.load(cell_path(name, n)) as stored:
+        ends, diagnostics, truth = (
+            stored["ends"].astype(float),
+            stored["diagnostics"].astype(float),
+            float(stored["truth"]),
+        )
+        values = stored["values"]
+    rows = []
+    for e, estimator in enumerate(ESTIMATORS):
+        levels = np.array([level_of(estimator, row) for row in diagnostics[:, e]])
+        valid = levels == Level.VALID
+        base = {"problem": name, "half": "tuning" if name in TUNING else "reporting", "n": n, "estimator": estimator}
+        share = {
+            "valid": valid.mean(),
+            "caution": (levels == Level.CAUTION).mean(),
+            "refuse": (levels == Level.REFUSE).mean(),
+        }
+        error = {"rmse": float(np.sqrt(np.nanmean((values[:, e] - truth) ** 2)))}
+        for m, method in enumerate(METHODS):
+            low, high = ends[:, e, m, :, 0], ends[:, e, m, :, 1]
+            if np.isnan(low).all():
+                continue
+            covered = (low <= truth) & (truth <= high)
+            row = {
+                **base,
+                "method": method,
+                "coverage 90": covered[:, 0].mean(),
+                "coverage 95": covered[:, 1].mean(),
+                **share,
+                **error,
+            }
+            row["n valid"] = int(valid.sum())
+            row["coverage 95 if valid"] = covered[valid, 1].mean() if valid.any() else np.nan
+            row["upper 99"] = upper_limit(int(covered[valid, 1].sum()), int(valid.sum())) if valid.sum() else np.nan
+            row["width 95"] = float(np.nanmedian(high[:, 1] - low[:, 1]))
+            rows.append(row)
+    return rows
+
+
+def table() -> pd.DataFrame:
+    """Return all finished cells."""
+    cells = [(name, n) for name in PROBLEMS for n in SIZES if cell_path(name, n).exists()]
+    return pd.DataFrame([row for name, n in cells for row in cell_rows(name, n)])
+
+
+def main() -> None:
+    """Run or report the study."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("--repetitions", type=int, default=2000)
+    parser.add_argument("--jobs", type=int, default=1)
+    arguments = parser.parse_args()
+    if arguments.action == "run":
+        tasks = (delayed(run_cell)(name, n, arguments.repetitions) for n in SIZES for name in PROBLEMS)
+        for line in Parallel(n_jobs=arguments.jobs, return_as="generator")(tasks):
+            print(line, flush=True)
+        return
+    write_report(table())
+
+
+def write_report(rows: pd.DataFrame) -> None:
+    """Write the table as CSV and the summary that the documentation quotes."""
+    rows.round(4).to_csv(HERE / "results" / "coverage.csv", index=False)
+
+
+if __name__ == "__main__":
+    main()
