@@ -35,8 +35,8 @@ class Thresholds:
         Mean importance weight, whose expectation is 1.
     tail_harmless, tail_caution : float
         Bound of the truncated tail in standard errors.
-    condition : float
-        Condition number of a linear system.
+    condition, singular : float
+        Condition number of a linear system: from where it is noticed, and refused.
     specification : float
         p-value under which a Q model is contradicted by the log.
     unsupported : float
@@ -51,6 +51,7 @@ class Thresholds:
     tail_harmless: float = 0.1
     tail_caution: float = 1.0
     condition: float = 1e10
+    singular: float = 1e14
     specification: float = 0.001
     unsupported: float = 1e-3
 
@@ -157,6 +158,11 @@ def judge_condition(condition: float) -> Finding:
     """Judge the conditioning of a linear system."""
     if condition <= THRESHOLDS.condition:
         return None
+    if condition > THRESHOLDS.singular:
+        return Level.REFUSE, (
+            f"The linear system has condition number {condition:.1g}: its solution is rounding error, and without discounting and "
+            "termination there is no value at all. Use gamma < 1, fewer features, or a ridge."
+        )
     return Level.CAUTION, (
         f"The linear system has condition number {condition:.1g}: its solution moves with rounding. Use fewer features, or a ridge."
     )

@@ -185,7 +185,9 @@ class LSTDQ(QEstimator):
                 p_value = linear.specification_p_value(seen, history_features(block), solution, eps, self._gamma)
         assert p_value is not None
         share = lost / visits if visits > 0 else 0.0
-        return _SecondPass(np.concatenate(influence), ratio_sums.effective_sample_size(), share, p_value, n_left_out)
+        psi = np.concatenate(influence)
+        psi -= weight * psi.mean()  # 0 but for a ridge, which leaves the normal equations unequal to 0
+        return _SecondPass(psi, ratio_sums.effective_sample_size(), share, p_value, n_left_out)
 
     def _diagnose(
         self, data: LoggedDataset, policy: Policy, solution: linear.LinearSolution, stats: _SecondPass

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class BehaviorSource:
     calibration_error : float or None
         Expected calibration error of the cross-fitted probabilities; None for densities and known propensities.
     calibration : DataFrame or None
-        A row per bin of predicted probability: count, mean prediction, observed frequency.
+        A row per action and bin of predicted probability: count, mean prediction, observed frequency.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class BehaviorSource:
     parametric: bool = True
     n_folds: int = 0
     calibration_error: float | None = None
-    calibration: pd.DataFrame | None = None
+    calibration: pd.DataFrame | None = field(default=None, compare=False)
 
     @property
     def known(self) -> bool:

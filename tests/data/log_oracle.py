@@ -84,8 +84,9 @@ def mode_arguments(mode: str) -> dict[str, Any]:
 def plain_log(frame: pd.DataFrame, mode: str) -> dict[str, list[Any]]:
     """Read a frame of `random_frame` row by row with dictionaries and lists."""
     episodes: dict[int, list[dict[str, Any]]] = {}
-    for row in frame.to_dict("records"):
-        episodes.setdefault(row["id"], []).append({str(name): value for name, value in row.items()})
+    for values in frame.itertuples(index=False):
+        row = dict(zip(frame.columns, values, strict=True))
+        episodes.setdefault(row["id"], []).append(row)
     log: dict[str, list[Any]] = {name: [] for name in ("ids", "lengths", "ends", "finals", "final_dose", "final_mask")}
     log |= {name: [] for name in ("x", "y", "act", "r", "log_p", "t", "note", "dose", "mask")}
     for identifier in sorted(episodes):

@@ -40,6 +40,7 @@ def test_reader_agrees_with_plain_loops(seed: int, mode: str) -> None:
     np.testing.assert_array_equal(log.states, np.column_stack([plain["x"], plain["y"]]))
     np.testing.assert_array_equal(log.actions, plain["act"])
     np.testing.assert_array_equal(log.rewards, plain["r"])
+    assert log.behavior_log_prob is not None
     np.testing.assert_allclose(log.behavior_log_prob, plain["log_p"], rtol=1e-15)
     np.testing.assert_array_equal(log.timesteps, plain["t"])
     np.testing.assert_array_equal(log.action_mask, plain["mask"])
@@ -319,15 +320,15 @@ def test_given_up_rows_need_no_action_reward_or_propensity() -> None:
 
 
 def test_mask_of_a_state_in_which_nothing_is_done_may_be_empty_or_missing() -> None:
-    frame = pd.DataFrame({"id": [1, 1, 2, 2], "t": [0, 1, 0, 1], "x": 0.0, "y": 0.0, "act": [0, None, 1, None]}).assign(
-        r=[1.0, None, 1.0, None], dead=[True, False, True, False], m0=[1, 0, 1, None], m1=[0, 0, 1, None]
-    )
+    frame = pd.DataFrame({"id": [1, 1, 2, 2], "t": [0, 1, 0, 1], "x": 0.0, "y": 0.0, "act": [0, np.nan, 1, np.nan]})
+    frame["r"], frame["dead"] = [1.0, np.nan, 1.0, np.nan], [True, False, True, False]
+    frame["m0"], frame["m1"] = [1, 0, 1, np.nan], [0, 0, 1, np.nan]
     log = LoggedDataset.from_pandas(frame, **NAMES, terminated="dead", final_row="state_only", action_mask=["m0", "m1"])
     assert log.final_action_mask is not None
     assert log.final_action_mask.all()
     assert log.action_mask is not None
     assert log.action_mask.tolist() == [[True, False], [True, True]]
-    frame.loc[1, ["m0", "m1"]] = np.nan
+    frame.loc[1, "m0"] = np.nan
     log = LoggedDataset.from_pandas(frame, **NAMES, terminated="dead", final_row="state_only", action_mask=["m0", "m1"])
     assert log.final_action_mask is None
 

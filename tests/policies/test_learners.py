@@ -112,7 +112,7 @@ def bcq_loss_of_model(
             best = max(supported, key=lambda a: float(next_q[a]))
             target += gamma * float(target_q[best])
         error = plain(step.q, k, batch.states[k, i], q_net)[action] - target
-        td_terms.append(0.5 * error**2 if abs(float(error)) < 1 else error.abs() - 0.5)
+        td_terms.append(0.5 * error**2 if abs(float(error.detach())) < 1 else error.abs() - 0.5)
     with_target = [term for term, known in zip(td_terms, batch.bellman[k], strict=True) if float(known) == 1.0]
     return torch.stack(with_target).mean() + torch.stack(nll_terms).mean() + penalty * torch.stack(squares).mean()
 
