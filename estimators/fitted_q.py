@@ -266,18 +266,23 @@ class FittedQEvaluation(QEstimator):
         }
         return diagnostics, [
             verdicts.judge_finite(value, None),
-            _judge_status(model, self.max_iter),
+            _judge_status(model, self.max_iter, self._gamma),
             _judge_interval(self.n_bootstrap),
             verdicts.judge_specification(p_value),
             verdicts.judge_unlogged(mass, labels),
         ]
 
 
-def _judge_status(model: FittedQModel, max_iter: int) -> verdicts.Finding:
+def _judge_status(model: FittedQModel, max_iter: int, gamma: float) -> verdicts.Finding:
     if model.status == "diverged":
         return Level.REFUSE, (
             f"The fitted values diverged after {model.iterations} iterations, beyond what rewards allow: the value means nothing. Use LSTDQ or a doubly "
             "robust method, trees instead of a linear regressor, or a smaller gamma."
+        )
+    if model.status == "stopped" and gamma == 1.0:
+        return Level.REFUSE, (
+            f"The fitted values still moved after {max_iter} iterations without discounting: unless every episode terminates there is no value. Use "
+            "gamma < 1, or log the horizon."
         )
     if model.status == "stopped":
         return Level.CAUTION, (

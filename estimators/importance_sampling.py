@@ -32,7 +32,7 @@ def discounted_returns(rewards: FloatArray, offsets: IntArray, gamma: float) -> 
     >>> discounted_returns(np.array([1.0, 2.0, 4.0]), np.array([0, 2, 3]), gamma=0.5)
     array([2., 4.])
     """
-    return ragged.segment_sum(_discounts(offsets, gamma) * rewards, offsets)
+    return ragged.segment_sum(_discounted(rewards, offsets, gamma), offsets)
 
 
 def trajectory_scores(log_w: FloatArray, rewards: FloatArray, offsets: IntArray, gamma: float) -> FloatArray:
@@ -58,7 +58,7 @@ def per_decision_scores(log_w: FloatArray, rewards: FloatArray, offsets: IntArra
     """
     with np.errstate(over="ignore"):
         w = np.exp(log_w)
-    return ragged.segment_sum(_weighted(w, _discounts(offsets, gamma) * rewards), offsets)
+    return ragged.segment_sum(_weighted(w, _discounted(rewards, offsets, gamma)), offsets)
 
 
 def weighted_is(log_w_final: FloatArray, returns: FloatArray, episode_weight: FloatArray) -> tuple[float, FloatArray]:
@@ -103,8 +103,10 @@ def weighted_per_decision_influence(
     ndarray of shape (n_episodes,)
     """
     steps = ragged.step_index(offsets)
-    relative = weights.relative_weights(log_w, steps, totals)
-    live = ragged.segment_sum(gamma**steps * relative * (rewards - totals.mean_reward[steps]), offsets)
+    terms = weights.relative_weights(log_w, steps, totals)
+    terms *= (gamma ** np.arange(len(totals.scale)))[steps]
+    terms *= rewards - totals.mean_reward[steps]
+    live = ragged.segment_sum(terms, offsets)
     lengths = np.diff(offsets)
     final = log_w[offsets[1:] - 1]
     # The carried scale at T covers the final weights of length T, so this is 0 to 1; -inf means a dead episode.
@@ -127,18 +129,22 @@ def clipping_bias(
     with np.errstate(over="ignore"):
         excess = np.maximum(np.exp(log_w) - clip, 0.0)
     if per_decision:
-        return ragged.segment_sum(_weighted(excess, _discounts(offsets, gamma) * np.abs(rewards)), offsets)
+        return ragged.segment_sum(_weighted(excess, _discounted(np.abs(rewards), offsets, gamma)), offsets)
     return _weighted(excess[offsets[1:] - 1], np.abs(discounted_returns(rewards, offsets, gamma)))
 
 
-def _discounts(offsets: IntArray, gamma: float) -> FloatArray:
-    return np.asarray(gamma ** ragged.step_index(offsets), dtype=np.float64)
+def _discounted(rewards: FloatArray, offsets: IntArray, gamma: float) -> FloatArray:
+    # A power costs as much as all the rest: look it up.
+    discounts = gamma ** np.arange(int(np.diff(offsets).max()))
+    return np.asarray(discounts[ragged.step_index(offsets)] * rewards)
 
 
 def _weighted(w: FloatArray, x: FloatArray) -> FloatArray:
     # An infinite weight on a reward of 0 contributes nothing.
     with np.errstate(invalid="ignore"):
-        return np.where(x == 0.0, 0.0, w * x)
+        product = w * x
+    product[x == 0.0] = 0.0
+    return product
 
 
 def truncation_tail(

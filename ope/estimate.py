@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +105,7 @@ class Estimate:
     resample_id: str | None = None
     known_propensities: bool = False
     widening: float = 0.0
-    diagnostics: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
     error: str | None = None
 
@@ -191,7 +190,7 @@ class Estimate:
             policy=f"{self.policy} - {other.policy}",
             known_propensities=self.known_propensities and other.known_propensities,
             widening=self.widening + other.widening,
-            diagnostics=MappingProxyType({}),
+            diagnostics={},
             verdict=Verdict.worst([self.verdict, other.verdict]),
             error=self.error or other.error,
         )

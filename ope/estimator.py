@@ -119,7 +119,7 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _result(self, data: LoggedDataset, name: str, *, value: float, **parts: Any) -> Estimate:
         horizon = parts.pop("horizon", data.horizon)
-        parts["diagnostics"] = MappingProxyType(dict(parts.get("diagnostics", {})))
+        parts["diagnostics"] = dict(parts.get("diagnostics", {}))
         return Estimate(
             value=float(value),
             gamma=self._gamma,
@@ -199,7 +199,7 @@ def _offers(policy: Policy, options: Requirement) -> bool:
 
 
 def _with_overlap(estimate: Estimate, n_shared: int, n_episodes: int) -> Estimate:
-    diagnostics = MappingProxyType({**estimate.diagnostics, "training_overlap": n_shared})
+    diagnostics = {**estimate.diagnostics, "training_overlap": n_shared}
     if not n_shared:
         return replace(estimate, diagnostics=diagnostics)
     reason = (

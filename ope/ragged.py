@@ -49,7 +49,9 @@ def step_index(offsets: IntArray) -> IntArray:
     >>> step_index(np.array([0, 2, 5]))
     array([0, 1, 0, 1, 2])
     """
-    return np.arange(offsets[-1]) - np.repeat(offsets[:-1], np.diff(offsets))
+    steps = np.arange(offsets[-1])
+    steps -= np.repeat(offsets[:-1], np.diff(offsets))
+    return steps
 
 
 def segment_sum(values: npt.NDArray[Any], offsets: IntArray) -> FloatArray:
@@ -112,9 +114,10 @@ def cumulative_log_weights(log_ratios: npt.NDArray[Any], offsets: IntArray) -> F
     >>> cumulative_log_weights(np.array([0.5, -np.inf, 1.0, 2.0]), np.array([0, 3, 4]))
     array([ 0.5, -inf, -inf,  2. ])
     """
-    zero = np.isneginf(log_ratios)
-    if not zero.any():
+    # The minimum is far cheaper than a mask, and few logs hold a ratio of zero.
+    if len(log_ratios) == 0 or log_ratios.min() > -np.inf:
         return segment_cumsum(log_ratios, offsets)
+    zero = np.isneginf(log_ratios)
     log_weights = segment_cumsum(np.where(zero, 0.0, log_ratios), offsets)
     log_weights[segment_cumsum(zero, offsets) > 0.5] = -np.inf
     return log_weights

@@ -97,7 +97,7 @@ def series_of(values: Values, dtype: Any = None) -> Column:
         instants: Column = pd.Series(values)
         return instants.dt.tz_localize("UTC").astype(dtype)
     if _is_dictionary(dtype):
-        return pd.Series(pa.array(values).cast(dtype.pyarrow_dtype).to_pandas(types_mapper=pd.ArrowDtype))
+        return pd.Series(pd.arrays.ArrowExtensionArray(_dictionary_array(values, dtype.pyarrow_dtype)))
     if dtype is None or isinstance(dtype, np.dtype):
         return pd.Series(values, dtype=dtype)
     return pd.Series(values).astype(dtype) if values.dtype.kind == "M" else pd.Series(pd.array(values, dtype=dtype))
@@ -109,6 +109,12 @@ def _arrow_zone(dtype: Any) -> bool:
 
 def _is_dictionary(dtype: Any) -> bool:
     return isinstance(dtype, pd.ArrowDtype) and bool(pa.types.is_dictionary(dtype.pyarrow_dtype))
+
+
+def _dictionary_array(values: Values, dtype: Any) -> Any:
+    encoded = pa.array(values, type=dtype.value_type).dictionary_encode()
+    codes = encoded.indices.cast(dtype.index_type)
+    return pa.DictionaryArray.from_arrays(codes, encoded.dictionary, ordered=dtype.ordered)
 
 
 def _numpy_dtype(dtype: Any) -> np.dtype[Any]:

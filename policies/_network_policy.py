@@ -105,7 +105,7 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
         ----------
         states : array-like of shape (n, d), or DataFrame
         action_mask : array-like of shape (n, n_actions), optional
-            Which actions are available, in the order of `labels`.
+            Which actions are available, in the order of `labels`; default: all of them.
 
         Returns
         -------

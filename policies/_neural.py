@@ -9,12 +9,13 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 from typing_extensions import Self
 
+from ope.dataset import LoggedDataset
 from ope.neural.device import resolve_device, use_threads
 from ope.neural.history import Outcome, Tensors, TrainingStatus
 from ope.neural.networks import MLP
@@ -24,9 +25,7 @@ from ope.policies._network_policy import NetworkPolicy
 from ope.policies._runs import WATCHING, LearnerEvent, Origin, TrainingState, check_run, describe_run, part_of, together
 from ope.policies._settings import COUNT, NATURAL, POSITIVE, Number, check_settings
 
-if TYPE_CHECKING:
-    from ope.dataset import LoggedDataset
-
+_NO_HISTORY = pd.DataFrame({"update": np.zeros(0, dtype=np.int64)})
 SAVES = 10
 MAX_SAVE_EVERY = 10_000
 
@@ -140,6 +139,7 @@ class NeuralLearner(NetworkPolicy):
             come from its own seed.
         """
         ready = [_learner(cls, learner) for learner in learners]
+        _check_paths(cls.__name__, ready)
         states = [learner._kept_state(None) for learner in ready] if resume else None
         keys = [learner._group_key() for learner in ready]
         if states is not None:
@@ -161,10 +161,10 @@ class NeuralLearner(NetworkPolicy):
         cls, learners: Sequence[Self], data: LoggedDataset, states: Sequence[TrainingState] | None = None
     ) -> None:
         first = learners[0]
+        _check_log(cls.__name__, data)
         for learner in learners:
             check_settings(cls.__name__, learner._settings(), cls.rules)
             learner._check_data(data)
-        _check_paths(learners)
         runs = _describe(learners, data, states)
         seeds = [int(run["seed"]) for run in runs]
         scalers = (first._state_standardizer(data), first._action_standardizer(data))
@@ -249,11 +249,19 @@ def _draw_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
 
 
-def _check_paths(learners: Sequence[NeuralLearner]) -> None:
+def _check_log(owner: str, data: Any) -> None:
+    if not isinstance(data, LoggedDataset):
+        raise TypeError(
+            f"{owner}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas "
+            "or from_arrays."
+        )
+
+
+def _check_paths(owner: str, learners: Sequence[NeuralLearner]) -> None:
     paths = [str(learner.checkpoint_path) for learner in learners if learner.checkpoint_path is not None]
     if len(set(paths)) < len(paths):
         raise ValueError(
-            f"{type(learners[0]).__name__}.fit_many: `checkpoint_path` must be another file for each learner, got "
+            f"{owner}.fit_many: `checkpoint_path` must be another file for each learner, got "
             f"{paths}; give each its own."
         )
 
@@ -299,7 +307,7 @@ def _callbacks(learner: NeuralLearner, origin: Origin) -> list[Callback]:
     def translate(callback: Callable[[LearnerEvent], Any]) -> Callback:
         def call(event: TrainingEvent) -> Any:
             def policy() -> NeuralLearner:
-                return learner._copy(origin, event.snapshot(), event.update, pd.DataFrame())
+                return learner._copy(origin, event.snapshot(), event.update, _NO_HISTORY.copy())
 
             return callback(LearnerEvent(event.update, event.n_updates, event.metrics, policy))
 

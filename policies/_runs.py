@@ -133,6 +133,9 @@ def fingerprint(data: LoggedDataset) -> str:
     """Return a hash of what a learner reads of a log."""
     digest = hashlib.blake2b(digest_size=16)
     columns = (data.states, data.actions, data.rewards, data.offsets, data.ends, data.final_states)
+    digest.update(
+        repr((data.feature_names, None if data.action_labels is None else data.action_labels.tolist())).encode()
+    )
     for column in (*columns, data.action_mask, data.final_action_mask):
         digest.update(b"none" if column is None else np.ascontiguousarray(column).tobytes())
     return digest.hexdigest()

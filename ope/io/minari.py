@@ -139,9 +139,15 @@ def _load(dataset: Any) -> MinariDataset:
             "load it with minari.load_dataset."
         )
     folder = Path(dataset)
-    if folder.is_dir():
-        return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
-    return minari.load_dataset(str(dataset))
+    try:
+        if folder.is_dir():
+            return minari.MinariDataset(folder / "data" if (folder / "data").is_dir() else folder)
+        return minari.load_dataset(str(dataset))
+    except (ValueError, FileNotFoundError) as error:
+        raise FileNotFoundError(
+            f"{OWNER}: `dataset` must be the folder or the identifier of a data set on this machine, got {str(dataset)!r} "
+            f"({error}); fetch it with minari.download_dataset."
+        ) from error
 
 
 def _action_space(space: Any, labels: Any) -> tuple[list[Any] | None, Callable[[Any], npt.NDArray[Any]]]:

@@ -31,9 +31,11 @@ def deferred_interrupt() -> Iterator[StopRequest]:
     Examples
     --------
     >>> with deferred_interrupt() as stop:
-    ...     signal.raise_signal(signal.SIGINT)
-    ...     stop.made
-    True
+    ...     n_updates = 0
+    ...     while n_updates < 100 and not stop.made:
+    ...         n_updates += 1
+    >>> n_updates
+    100
     """
     request = StopRequest()
     before = signal.getsignal(signal.SIGINT)

@@ -1,9 +1,11 @@
-"""Logs and true values from Gymnasium environments with discrete actions, all episodes at once."""
+"""Logs and true values from Gymnasium environments with discrete actions, many episodes at a time."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,39 +14,45 @@ import numpy.typing as npt
 from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.policy import Policy, RandomState, generator
+from ope.problems.base import _Tape as Tape
 from ope.problems.checks import integer
 from ope.schema import ColumnNames, End
-from ope.validation import BoolArray, FloatArray, IntArray, check_gamma
+from ope.validation import FloatArray, IntArray, check_gamma
 
 Array = npt.NDArray[Any]
+Encoder = Callable[[Sequence[Any]], FloatArray]
 OWNER = "GymSimulator"
+MAX_ENVS = 256
 SEED_LIMIT = 2**31
 
 
 @dataclass(frozen=True)
 class GymSimulator:
-    """A Gymnasium environment with vectors as states and discrete actions, as a source of logs and of true values.
+    """A Gymnasium environment with discrete actions, as a source of logs and of true values.
 
     Parameters
     ----------
     env_id : str
-        Name under which Gymnasium makes the environment.
-    max_steps : int
-        Recording stops after that many steps, or when the environment's own time limit says so: ``End.TRUNCATED``.
+        Name under which Gymnasium makes the environment. States must be vectors, or numbers from 0, which are shown
+        one-hot.
+    max_steps : int, optional
+        Recording stops after that many steps: ``End.TRUNCATED``. Default: the environment's own limit.
     feature_names : tuple of str, optional
         Names of the entries of a state.
+    options : mapping
+        Arguments of the environment.
 
     Raises
     ------
     ImportError
         At first use: if Gymnasium is not installed.
     TypeError
-        At first use: if states are no vectors or actions are not discrete.
+        At first use: if states or actions are of another kind.
 
     Notes
     -----
-    Every episode has an environment of its own in one vector environment, so that long episodes are as likely to be
-    complete as short ones.
+    Episodes are played in groups, in which the policy acts in all episodes at once and each is played to its end.
+    Collecting from environments that restart by themselves until there are enough episodes would prefer short ones.
 
     Examples
     --------
@@ -55,8 +63,9 @@ class GymSimulator:
     """
 
     env_id: str
-    max_steps: int = 500
+    max_steps: int | None = None
     feature_names: tuple[str, ...] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     def sample(self, policy: Policy, n_episodes: int, random_state: RandomState = 0) -> LoggedDataset:
         """Draw a log of independent episodes, with its propensities and the states in which episodes end.
@@ -72,8 +81,7 @@ class GymSimulator:
         -------
         LoggedDataset
         """
-        rng = generator(random_state)
-        run = self._run(policy, n_episodes, rng)
+        run = self._run(policy, n_episodes, generator(random_state))
         return LoggedDataset.from_arrays(
             run.states,
             run.actions,
@@ -88,7 +96,7 @@ class GymSimulator:
         )
 
     def returns(self, policy: Policy, n_episodes: int, *, gamma: float, random_state: RandomState = 0) -> FloatArray:
-        """Play independent episodes and return their discounted sums of rewards up to `max_steps`.
+        """Play independent episodes and return their discounted sums of rewards.
 
         Parameters
         ----------
@@ -113,17 +121,32 @@ class GymSimulator:
         return ColumnNames(behavior_prob="behavior_prob", next_states=tuple(f"next_{name}" for name in names))
 
     def _run(self, policy: Policy, n_episodes: int, rng: np.random.Generator) -> _Run:
-        env = _make(self.env_id, integer(OWNER, "n_episodes", n_episodes))
-        try:
-            labels = _check_spaces(env, self.env_id)
-            return _play(env, labels, policy, integer(OWNER, "max_steps", self.max_steps), rng)
-        finally:
+        left = integer(OWNER, "n_episodes", n_episodes)
+        envs = [self._make() for _ in range(min(left, MAX_ENVS))]
+        encode, labels = _encoder(envs[0], self.env_id), _labels(envs[0], self.env_id)
+        runs = []
+        while left > 0:
+            runs.append(_play(envs[:left], encode, labels, policy, rng))
+            left -= len(runs[-1].lengths)
+        for env in envs:
             env.close()
+        return _Run.one_after_another(runs)
+
+    def _make(self) -> Any:
+        try:
+            gymnasium: Any = importlib.import_module("gymnasium")
+        except ImportError as error:
+            raise ImportError(f'{OWNER} needs Gymnasium; install it with: pip install "ope-learn[demo]"') from error
+        limit = None if self.max_steps is None else integer(OWNER, "max_steps", self.max_steps)
+        try:
+            return gymnasium.make(self.env_id, max_episode_steps=limit, disable_env_checker=True, **self.options)
+        except gymnasium.error.UnregisteredEnv as error:
+            raise ValueError(f"{OWNER}: `env_id` must be known to Gymnasium, got {self.env_id!r}: {error}") from error
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Run:
-    """Finished episodes, one after another."""
+    """Complete episodes, one after another."""
 
     states: FloatArray
     actions: Array
@@ -133,72 +156,52 @@ class _Run:
     final_states: FloatArray
     action_labels: IntArray
 
-
-@dataclass
-class _Tape:
-    """What all environments showed at every step, whether their episode went on or was over."""
-
-    alive: list[BoolArray] = field(default_factory=list)
-    states: list[Array] = field(default_factory=list)
-    actions: list[Array] = field(default_factory=list)
-    rewards: list[Array] = field(default_factory=list)
-
-    def add(self, alive: BoolArray, states: Array, actions: Array, rewards: Array) -> None:
-        self.alive.append(alive)
-        self.states.append(states)
-        self.actions.append(actions)
-        self.rewards.append(rewards)
-
-    def by_episode(self) -> tuple[IntArray, Array, Array, Array]:
-        """Return the lengths of the episodes, and their states, actions and rewards one after another."""
-        alive = np.stack(self.alive, axis=1)
-        columns = (np.stack(column, axis=1)[alive] for column in (self.states, self.actions, self.rewards))
-        return alive.sum(axis=1), *columns
+    @classmethod
+    def one_after_another(cls, runs: list[_Run]) -> _Run:
+        names = ("states", "actions", "rewards", "lengths", "ends", "final_states")
+        joined = {name: np.concatenate([getattr(run, name) for run in runs]) for name in names}
+        return cls(**joined, action_labels=runs[0].action_labels)
 
 
-def _play(env: Any, labels: IntArray, policy: Policy, max_steps: int, rng: np.random.Generator) -> _Run:
-    states, _ = env.reset(seed=int(rng.integers(SEED_LIMIT)))
-    n_episodes = len(states)
-    tape, final = _Tape(), np.array(states, dtype=np.float64)
-    alive, ends = np.ones(n_episodes, dtype=bool), np.full(n_episodes, End.TRUNCATED, dtype=np.int8)
-    for _ in range(max_steps):
-        actions = np.full(n_episodes, labels[0])
-        actions[alive] = policy.sample(np.asarray(states[alive], dtype=np.float64), rng)
-        following, rewards, terminated, truncated, _ = env.step(actions)
-        tape.add(alive, np.array(states, dtype=np.float64), actions, np.array(rewards, dtype=np.float64))
-        final[alive] = following[alive]
-        ends[alive & terminated] = End.TERMINAL
-        # Environments whose episode is over restart by themselves; what they show then is left out.
-        alive, states = alive & ~(terminated | truncated), following
-        if not alive.any():
-            break
-    lengths, *columns = tape.by_episode()
-    return _Run(*columns, lengths=lengths, ends=ends, final_states=final, action_labels=labels)
+def _play(envs: list[Any], encode: Encoder, labels: IntArray, policy: Policy, rng: np.random.Generator) -> _Run:
+    """Play one episode in each environment; the policy acts in all of them at once."""
+    seeds = rng.integers(SEED_LIMIT, size=len(envs)).tolist()
+    states = encode([env.reset(seed=seed)[0] for env, seed in zip(envs, seeds, strict=True)])
+    alive, final, tape = np.arange(len(envs)), states.copy(), Tape()
+    ends = np.full(len(envs), End.TRUNCATED, dtype=np.int8)
+    while len(alive):
+        actions = np.asarray(policy.sample(states, rng))
+        steps = [envs[i].step(action) for i, action in zip(alive, actions.tolist(), strict=True)]
+        observed, earned, terminated, truncated, _ = zip(*steps, strict=True)
+        tape.add(alive, states, actions, np.array(earned, dtype=np.float64))
+        states = encode(observed)
+        final[alive] = states
+        ended = np.array(terminated, dtype=bool)
+        ends[alive[ended]] = End.TERMINAL
+        going = ~(ended | np.array(truncated, dtype=bool))
+        alive, states = alive[going], states[going]
+    lengths, (states, actions, rewards) = tape.in_order(len(envs))
+    return _Run(states, actions, rewards, lengths, ends, final, labels)
 
 
-def _make(env_id: str, n_envs: int) -> Any:
-    gymnasium = _gymnasium()
-    try:
-        spec = gymnasium.spec(env_id)
-    except gymnasium.error.Error as error:
-        raise ValueError(f"{OWNER}: `env_id` must be known to Gymnasium, got {env_id!r}: {error}") from error
-    mode = "sync" if spec.vector_entry_point is None else "vector_entry_point"
-    return gymnasium.make_vec(env_id, num_envs=n_envs, vectorization_mode=mode)
+def _encoder(env: Any, env_id: str) -> Encoder:
+    """Return a function that makes vectors of observations."""
+    space = env.observation_space
+    if hasattr(space, "n"):
+        return partial(_one_hot, n=int(space.n), start=int(space.start))
+    if len(space.shape or ()) == 1:
+        return partial(np.array, dtype=np.float64)
+    raise TypeError(
+        f"{OWNER}: states of {env_id!r} must be vectors or numbers, got {space}; flatten them with a wrapper."
+    )
 
 
-def _gymnasium() -> Any:
-    try:
-        return importlib.import_module("gymnasium")
-    except ImportError as error:
-        raise ImportError(f'{OWNER} needs Gymnasium; install it: pip install "ope-learn[demo]"') from error
+def _one_hot(states: Sequence[int], n: int, start: int) -> FloatArray:
+    return np.asarray(np.eye(n)[np.asarray(states) - start])
 
 
-def _check_spaces(env: Any, env_id: str) -> IntArray:
-    """Return the labels of the actions."""
-    states, actions = env.single_observation_space, env.single_action_space
-    if len(states.shape or ()) != 1 or not hasattr(actions, "n"):
-        raise TypeError(
-            f"{OWNER}: `env_id` must name an environment whose states are vectors and whose actions are discrete, got "
-            f"{env_id!r} with {states} and {actions}; wrap it, or collect its log yourself."
-        )
-    return np.arange(int(actions.n)) + int(getattr(actions, "start", 0))
+def _labels(env: Any, env_id: str) -> IntArray:
+    space = env.action_space
+    if not hasattr(space, "n"):
+        raise TypeError(f"{OWNER}: actions of {env_id!r} must be discrete, got {space}; collect its log yourself.")
+    return np.arange(int(space.n)) + int(space.start)

@@ -225,13 +225,14 @@ def solve_stationary(R: FloatArray, P: FloatArray, pi: FloatArray, gamma: float)
     system = np.eye(S * A)
     for s, a, z, b in product(range(S), range(A), range(S), range(A)):
         system[s * A + a, z * A + b] -= gamma * P[s, a, z] * pi[z, b]
-    solution: FloatArray = np.linalg.solve(system, R.ravel())
+    solution: FloatArray = np.asarray(np.linalg.solve(system, R.ravel()), dtype=np.float64)
     return solution.reshape(S, A)
 
 
 def solve_backwards(R: FloatArray, P: FloatArray, pi: FloatArray, gamma: float) -> list[FloatArray]:
     """Return Q_t = R_t + gamma P_t V_t+1, with nothing after the last step."""
-    v, tables = np.zeros(pi.shape[0]), []
+    v: FloatArray = np.zeros(pi.shape[0])
+    tables: list[FloatArray] = []
     for t in reversed(range(len(R))):
         tables.append(R[t] + gamma * P[t] @ v)
         v = (pi * tables[-1]).sum(axis=1)

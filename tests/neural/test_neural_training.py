@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,14 @@ from ope.neural.training import TrainingEvent, TrainingPlan, TrainingResult, Tra
 from ope.neural.transitions import Batch, BatchSampler, Transitions
 
 N_UPDATES = 60
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Interrupts are ignored where tests run in the background; these need them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 class Regression(TrainingStep):

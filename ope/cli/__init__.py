@@ -1,0 +1,1 @@
+"""The commands of ``python -m ope``; `ope.__main__` reads the command line and calls them."""

@@ -1,0 +1,260 @@
+"""Fitted Q evaluation against maximum-likelihood tabular models, LSTDQ, closed forms and counting spies."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+from estimator_oracles import (
+    Case,
+    end_goes_on,
+    exact_log,
+    final_codes,
+    flow_paths,
+    maximum_likelihood,
+    paths,
+    random_case,
+)
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+
+from ope import Estimate, Level, LoggedDataset
+from ope.estimators import LSTDQ, FittedQEvaluation
+from ope.policies import GaussianPolicy, TabularPolicy
+from ope.problems import ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
+from ope.validation import FloatArray
+
+ENDS = [
+    ("terminal",),
+    ("truncated",),
+    ("terminal", "truncated"),
+    ("horizon",),
+    ("terminal", "horizon"),
+    ("terminal", "horizon", "truncated"),
+]
+stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
+every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
+
+
+def linear(gamma: float = 0.9, **params: Any) -> FittedQEvaluation:
+    """Return least squares on a block of state features per action, iterated to the last digits."""
+    regressor = LinearRegression(fit_intercept=False)
+    return FittedQEvaluation(gamma=gamma, regressor=regressor, features="auto", **{"tol": 1e-12, **params})
+
+
+def fit(case: Case, gamma: float = 0.9, weight: FloatArray | None = None, **params: Any) -> Estimate:
+    estimate: Estimate = linear(gamma, **params).fit(case.log, case.policy, weight).estimate()
+    return estimate
+
+
+def sampled(problem: TabularProblem, n: int, seed: int = 0) -> Case:
+    return Case(problem.sample(n, random_state=seed), problem.behavior, problem.target)
+
+
+# -------------------------------------------------------------------------------- the identity of tabular methods
+
+
+@stationary_or_not
+@every_end
+def test_fixed_point_is_the_maximum_likelihood_model_and_lstdq(ends: tuple[str, ...], stationary: bool) -> None:
+    case = random_case(0, ends=ends, zeros=True)
+    estimate, model = fit(case, stationary=stationary), maximum_likelihood(case, 0.9, stationary)
+    assert estimate.value == pytest.approx(model.value, rel=1e-8)
+    closed = LSTDQ(gamma=0.9, stationary=stationary).fit(case.log, case.policy).estimate()
+    assert estimate.value == pytest.approx(closed.value, rel=1e-8)
+    assert estimate.influence is None
+    assert estimate.horizon == (None if stationary else case.log.horizon)
+
+
+PROBLEMS = [
+    RandomMDP(4, 2, horizon=6, random_state=2),
+    RandomMDP(3, 2, max_steps=20, terminals=1, random_state=1),
+    RiverSwim(horizon=20),
+]
+
+
+@stationary_or_not
+@pytest.mark.parametrize("problem", PROBLEMS, ids=repr)
+def test_identity_on_problems(problem: TabularProblem, stationary: bool) -> None:
+    case, gamma = sampled(problem, 40), problem.default_gamma
+    model = maximum_likelihood(case, gamma, stationary)
+    assert fit(case, gamma, stationary=stationary).value == pytest.approx(model.value, rel=1e-8)
+
+
+@stationary_or_not
+@every_end
+def test_episode_weights_enter_the_regressions(ends: tuple[str, ...], stationary: bool) -> None:
+    case = random_case(1, ends=ends, n=60)
+    weight = np.random.default_rng(0).exponential(size=60)
+    model = maximum_likelihood(case, 0.9, stationary, weight)
+    assert fit(case, weight=weight, stationary=stationary).value == pytest.approx(model.value, rel=1e-8)
+
+
+@pytest.mark.parametrize("gamma", [0.95, 1.0])
+def test_time_indexed_value_is_exact_on_the_exact_law(gamma: float) -> None:
+    problem = RiverSwim(horizon=20)
+    every = exact_log(problem, 20, "horizon", flow_paths)
+    estimate = linear(gamma).fit(every.log, TabularPolicy(problem.target), every.weight).estimate()
+    assert estimate.value == pytest.approx({0.95: 0.7738807833, 1.0: 1.5986435503}[gamma], rel=1e-9)
+
+
+@stationary_or_not
+@every_end
+def test_predictions_are_the_tables(ends: tuple[str, ...], stationary: bool) -> None:
+    case, other = random_case(2, ends=ends, n=200), random_case(3, ends=ends, n=15)
+    estimator = linear(stationary=stationary)
+    predicted = estimator.fit_q(case.log, case.policy, np.ones(200)).predict(case.policy, other.log)
+    q, row = maximum_likelihood(case, 0.9, stationary).q, 0
+    for i, episode in enumerate(paths(other.log)):
+        for t, (s, a, _) in enumerate(episode):
+            table = q[t if len(q) > 1 else 0]
+            assert predicted.q[row] == pytest.approx(table[s, a], rel=1e-7, abs=1e-9)
+            assert predicted.v[row] == pytest.approx(case.pi[s] @ table[s], rel=1e-7, abs=1e-9)
+            row += 1
+        z, T = final_codes(other.log)[i], len(episode)
+        after = q[0] if len(q) == 1 else (q[T] if len(q) > T else np.zeros_like(q[0]))
+        v_final = case.pi[z] @ after[z] if end_goes_on(other.log, i, stationary) else 0.0
+        assert predicted.v_final[i] == pytest.approx(v_final, rel=1e-7, abs=1e-9)
+
+
+# -------------------------------------------------------------------------------- other regressors
+
+
+def test_default_trees_find_the_cells_of_a_table() -> None:
+    """Trees grown until nothing is left to split return the mean of each pair that has enough rows."""
+    case = sampled(RandomMDP(3, 2, horizon=3, random_state=1), 1500)
+    model = maximum_likelihood(case, 0.9)
+    estimate = FittedQEvaluation(gamma=0.9).fit(case.log, case.policy).estimate()
+    assert estimate.value == pytest.approx(model.value, rel=1e-6)
+
+
+def test_pipelines_receive_weights() -> None:
+    case = random_case(4, ends=("horizon",), n=100)
+    weight = np.random.default_rng(0).exponential(size=100)
+    pipeline = make_pipeline(StandardScaler(), LinearRegression())
+    estimator = FittedQEvaluation(gamma=0.9, regressor=pipeline, features="auto")
+    expected = maximum_likelihood(case, 0.9, False, weight).value
+    assert estimator.fit(case.log, case.policy, weight).estimate().value == pytest.approx(expected, rel=1e-8)
+
+
+class CountingRegression(LinearRegression):  # type: ignore[misc]
+    """Counts how often it is fitted, and on how many rows."""
+
+    rows: ClassVar[list[int]] = []
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> CountingRegression:
+        CountingRegression.rows.append(len(X))
+        super().fit(X, y, sample_weight)
+        return self
+
+
+def test_a_horizon_takes_one_regression_a_step_from_the_last_to_the_first() -> None:
+    case = random_case(5, ends=("terminal", "horizon"), longest=5)
+    CountingRegression.rows.clear()
+    estimator = FittedQEvaluation(gamma=0.9, regressor=CountingRegression(fit_intercept=False), features="auto")
+    estimator.fit(case.log, case.policy)
+    alive = [int((case.log.lengths > t).sum()) for t in range(5)]
+    assert CountingRegression.rows == alive[::-1]
+
+
+def test_quadratic_regression_equals_lstdq_for_continuous_actions() -> None:
+    log = ScalarLQR(max_steps=10).sample(60, random_state=1)
+    policy = GaussianPolicy(mean=[-0.7], std=0.3)
+    features = PolynomialFeatures(2)
+    fqe = FittedQEvaluation(gamma=0.9, regressor=LinearRegression(fit_intercept=False), features=features, tol=1e-11)
+    closed = LSTDQ(gamma=0.9, features=features).fit(log, policy).estimate()
+    assert fqe.fit(log, policy).estimate().value == pytest.approx(closed.value, rel=1e-7)
+
+
+# -------------------------------------------------------------------------------- convergence
+
+
+def doubling_log(n_loop: int) -> LoggedDataset:
+    """Return one-step episodes on two states with the features 1 and 2: many go from 1 to 2, few stay in 2."""
+    states = [[1.0]] * 100 + [[2.0]] * n_loop
+    n = 100 + n_loop
+    return LoggedDataset.from_arrays(
+        states, np.zeros(n, int), np.ones(n), lengths=[1] * n, ends="truncated", final_states=[[2.0]] * n
+    )
+
+
+def test_divergence_is_found_and_refused_where_lstdq_is_solvable() -> None:
+    """The regression multiplies theta by gamma (2 n_1 + 4 n_2) / (n_1 + 4 n_2) > 1 (Tsitsiklis and Van Roy 1996)."""
+    log, policy = doubling_log(1), TabularPolicy([[1.0]], state_code=lambda states: np.zeros(len(states), int))
+    assert 0.95 * 204 / 104 > 1
+    regressor = LinearRegression(fit_intercept=False)
+    fqe = FittedQEvaluation(gamma=0.95, regressor=regressor, features="identity").fit(log, policy).estimate()
+    assert fqe.verdict.level is Level.REFUSE
+    closed = LSTDQ(gamma=0.95, features="identity").fit(log, policy).estimate()
+    theta = 102 / (100 * (1 - 0.95 * 2) + 1 * (4 - 0.95 * 4))
+    assert closed.value == pytest.approx(theta * 102 / 101, rel=1e-10)
+
+
+def test_the_same_features_converge_on_another_distribution() -> None:
+    log, policy = doubling_log(400), TabularPolicy([[1.0]], state_code=lambda states: np.zeros(len(states), int))
+    regressor = LinearRegression(fit_intercept=False)
+    fqe = FittedQEvaluation(gamma=0.8, regressor=regressor, features="identity", tol=1e-11).fit(log, policy).estimate()
+    theta = (100 + 800) / (100 * (1 - 0.8 * 2) + 400 * (4 - 0.8 * 4))
+    assert fqe.value == pytest.approx(theta * 900 / 500, rel=1e-8)
+
+
+def test_an_unfinished_iteration_is_not_valid() -> None:
+    case = random_case(6, ends=("truncated",), n=60)
+    case = Case(case.log.replace(rewards=case.log.rewards + 1.0), case.b, case.pi)
+    params: dict[str, Any] = {"tol": 1e-3, "n_bootstrap": 3}
+    enough, few = fit(case, 0.9, **params), fit(case, 0.9, max_iter=3, **params)
+    assert enough.verdict.level is Level.VALID
+    assert few.verdict.level > Level.VALID
+    assert few.diagnostics["iterations"] == 3 < enough.diagnostics["iterations"]
+    assert enough.value == pytest.approx(maximum_likelihood(case, 0.9).value, rel=0.01)
+    assert few.value < 0.5 * enough.value
+
+
+def test_without_discounting_and_termination_there_is_no_value() -> None:
+    case = random_case(7, ends=("truncated",), n=100)
+    shifted = Case(case.log.replace(rewards=case.log.rewards + 1.0), case.b, case.pi)
+    assert fit(shifted, 1.0, tol=1e-3, max_iter=200).verdict.level is Level.REFUSE
+
+
+def test_hidden_states_are_found() -> None:
+    estimate = fit(sampled(ModelFail(), 500), 1.0)
+    assert estimate.verdict.level is Level.REFUSE
+    assert estimate.diagnostics["specification_p"] < 1e-3
+
+
+# -------------------------------------------------------------------------------- bootstrap
+
+
+def test_bootstrap_spread_is_the_standard_error() -> None:
+    """Refits of a tabular Q spread like the influence vector of LSTDQ says; 400 replicates know it to 3.5 %."""
+    case = sampled(RandomMDP(3, 2, horizon=3, random_state=1), 300)
+    estimate = fit(case, n_bootstrap=400)
+    closed = LSTDQ(gamma=0.9).fit(case.log, case.policy).estimate()
+    assert estimate.replicates is not None
+    assert estimate.replicates.shape == (400,)
+    assert estimate.std_error == pytest.approx(closed.std_error, rel=0.15)
+    low, high = estimate.confidence_interval(0.95)
+    assert low < estimate.value < high
+    assert high - low == pytest.approx(2 * 1.96 * closed.std_error, rel=0.2)
+
+
+def test_bootstrap_resamples_episodes_and_is_reproducible() -> None:
+    case = sampled(RandomMDP(3, 2, horizon=3, random_state=1), 50)
+    first, second = fit(case, n_bootstrap=5), fit(case, n_bootstrap=5)
+    other = fit(case, n_bootstrap=5, random_state=1)
+    assert first.replicates is not None
+    assert second.replicates is not None
+    assert other.replicates is not None
+    np.testing.assert_array_equal(first.replicates, second.replicates)
+    assert first.resample_id == second.resample_id != other.resample_id
+    assert not np.array_equal(first.replicates, other.replicates)
+    assert first.value == other.value
+
+
+def test_without_bootstrap_there_is_no_interval() -> None:
+    estimate = fit(random_case(8))
+    assert estimate.replicates is None
+    assert math.isnan(estimate.std_error)
