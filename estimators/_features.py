@@ -55,6 +55,16 @@ class Basis:
         return self.every_action(states) if actions is None else self.logged(states, actions)
 
 
+def check_features(owner: str, features: Any) -> None:
+    """Raise unless `features` is something that `fit_basis` takes."""
+    rule = f"{owner}: `features` must be 'auto', 'identity' or a scikit-learn transformer"
+    if isinstance(features, str):
+        if features not in ("auto", "identity"):
+            raise ValueError(f"{rule}, got {features!r}; pass one of them.")
+    elif not (hasattr(features, "fit") and hasattr(features, "transform")):
+        raise TypeError(f"{rule}, got {type(features).__name__}; give it fit and transform.")
+
+
 def fit_basis(features: Any, data: LoggedDataset) -> Basis:
     """Fit the features on the states of a log (with continuous actions: on states and actions side by side).
 
@@ -67,15 +77,9 @@ def fit_basis(features: Any, data: LoggedDataset) -> Basis:
     n_actions = data.n_actions if data.discrete else None
     inputs = data.states if data.discrete else np.hstack([data.states, data.actions])
     if isinstance(features, str):
-        if features not in ("auto", "identity"):
-            raise ValueError(f"`features` must be 'auto', 'identity' or a scikit-learn transformer, got {features!r}.")
         if features == "identity" or (data.discrete and is_one_hot(data.states)):
             return Basis(None, n_actions)
         return Basis(_polynomials().fit(inputs), n_actions)
-    if not (hasattr(features, "fit") and hasattr(features, "transform")):
-        raise TypeError(
-            f"`features` must be 'auto', 'identity' or a scikit-learn transformer, got {type(features).__name__}; give it fit and transform."
-        )
     return Basis(clone(features).fit(inputs), n_actions)
 
 

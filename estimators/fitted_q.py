@@ -14,7 +14,7 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, fit_basis, history_features
+from ope.estimators._features import Basis, check_features, fit_basis, history_features
 from ope.estimators._linear import past_p_value, step_rows
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
@@ -104,6 +104,8 @@ class FittedQEvaluation(QEstimator):
     def _validate(self) -> None:
         super()._validate()
         owner = type(self).__name__
+        if self.features is not None:
+            check_features(owner, self.features)
         if self.regressor is not None and not (hasattr(self.regressor, "fit") and hasattr(self.regressor, "predict")):
             raise TypeError(
                 f"{owner}: `regressor` must be a scikit-learn regressor, got {type(self.regressor).__name__}; give it fit and predict."

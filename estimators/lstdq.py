@@ -12,7 +12,7 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, FeatureBlock, feature_block, fit_basis, history_features
+from ope.estimators._features import Basis, FeatureBlock, check_features, feature_block, fit_basis, history_features
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.policy import Policy, Requirement
@@ -109,6 +109,7 @@ class LSTDQ(QEstimator):
 
     def _validate(self) -> None:
         super()._validate()
+        check_features(type(self).__name__, self.features)
         if not (np.isfinite(self.ridge) and self.ridge >= 0):
             raise ValueError(
                 f"{type(self).__name__}: `ridge` must be a number of at least 0, got {self.ridge!r}; pass ridge=0 for none."

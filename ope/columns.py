@@ -227,8 +227,9 @@ def _encode(array: Any, labels: Any, door: Door) -> tuple[IntArray, npt.NDArray[
         )
     found = plain_array(uniques, "actions", door)
     known = _sorted(found, "actions", door) if labels is None else label_array(labels, door)
-    unknown = (positions := pd.Index(known).get_indexer(pd.Index(found)))[codes] < 0
-    if unknown.any():
+    positions = pd.Index(known).get_indexer(pd.Index(found))
+    if (positions < 0).any():
+        unknown = positions[codes] < 0
         label = found[codes[unknown][0]]
         raise door.error(
             "actions",
@@ -236,7 +237,7 @@ def _encode(array: Any, labels: Any, door: Door) -> tuple[IntArray, npt.NDArray[
             f"{plain(label)!r} ({type(plain(label)).__name__}) at {door.rows(unknown)}",
             f"add it to {door.name('action_labels')}, or convert the labels to one type",
         )
-    return positions[codes].astype(np.int64), known
+    return positions[codes].astype(np.int64, copy=False), known
 
 
 def label_array(labels: Iterable[Any], door: Door = ARRAYS) -> npt.NDArray[Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,19 +54,19 @@ class Law:
         The logs of `make_case` on which it is tried.
     demands : callable
         ``demands(fit, case, gamma)`` yields what is demanded of the estimator behind `fit`.
-    variant : mapping
-        Further arguments of `make_case`.
+    longest : int
+        Length of the longest episode of these logs.
     """
 
     statement: str
     universal: bool
     kinds: tuple[str, ...]
     demands: Callable[[Fit, Case, float], Iterator[Demand]]
-    variant: MappingProxyType[str, Any] = MappingProxyType({})
+    longest: int = 5
 
     def case(self, kind: str, seed: int = 0) -> Case:
         """Draw a log to try the law on."""
-        return make_case(kind, seed, **self.variant)
+        return make_case(kind, seed, longest=self.longest)
 
 
 def _scale(log: LoggedDataset) -> float:
@@ -111,9 +110,7 @@ def permute_episodes(fit: Fit, case: Case, _gamma: float) -> Iterator[Demand]:
 def on_policy_mean(fit: Fit, case: Case, gamma: float) -> Iterator[Demand]:
     """Demand the mean discounted return for the policy that logged, whose propensities are known."""
     value = fit(case.log, case.behavior).value
-    yield Demand(
-        "for the policy that logged", value, float(np.mean(_returns(case.log, gamma))), _scale(case.log)
-    )
+    yield Demand("for the policy that logged", value, float(np.mean(_returns(case.log, gamma))), _scale(case.log))
 
 
 def one_step_bandit(fit: Fit, case: Case, _gamma: float) -> Iterator[Demand]:
@@ -137,7 +134,7 @@ def shards_merge(fit: Fit, case: Case, _gamma: float) -> Iterator[Demand]:
 
 def padding(fit: Fit, case: Case, _gamma: float) -> Iterator[Demand]:
     """Demand that steps in an absorbing state of reward 0, added to terminal episodes, change nothing."""
-    short, long = padded_pair(int(case.log.rewards[0] * 1e6) % 1000)
+    short, long = padded_pair(case.seed)
     base, padded = fit(short.log, short.candidate), fit(long.log, long.candidate)
     yield Demand(
         "with steps of reward 0 after terminals",
@@ -153,11 +150,8 @@ def shift_rewards(fit: Fit, case: Case, gamma: float) -> Iterator[Demand]:
     """Demand that a constant added to all rewards adds its discounted sum to the value, where no episode ends early."""
     base = fit(case.log, case.candidate)
     shifted = fit(case.log.replace(rewards=case.log.rewards + SHIFT), case.candidate)
-    if base.horizon is None:
-        ensure(gamma < 1.0, base.estimator, "the infinite-horizon value must come with a discount", f"{gamma}", "lower it")
-        total = SHIFT / (1.0 - gamma)
-    else:
-        total = SHIFT * float((gamma ** np.arange(base.horizon)).sum())
+    endless = 1.0 / (1.0 - gamma) if gamma < 1.0 else np.inf
+    total = SHIFT * float(endless if base.horizon is None else (gamma ** np.arange(base.horizon)).sum())
     yield Demand(f"with {SHIFT:g} added to all rewards", shifted.value, base.value + total, _scale(case.log))
 
 
@@ -169,13 +163,7 @@ LAWS: MappingProxyType[str, Law] = MappingProxyType(
         "scale_rewards": Law("scaling the rewards must scale the value", True, EVERY, scale_rewards),
         "permute_episodes": Law("the order of episodes must not matter", True, EVERY, permute_episodes),
         "on_policy_mean": Law("the logging policy must get its mean return", False, ENDED, on_policy_mean),
-        "one_step_bandit": Law(
-            "one step must give the bandit estimator",
-            False,
-            ENDED,
-            one_step_bandit,
-            MappingProxyType({"longest": 1}),
-        ),
+        "one_step_bandit": Law("one step must give the bandit estimator", False, ENDED, one_step_bandit, longest=1),
         "shards_merge": Law("a log in parts must give what the whole gives", False, EVERY, shards_merge),
         "padding": Law("steps of reward 0 after a terminal must not matter", False, ("terminal",), padding),
         "shift_rewards": Law(

@@ -34,6 +34,7 @@ class Case:
     """A log, the policy that logged it, and two candidates."""
 
     kind: str
+    seed: int
     log: LoggedDataset
     behavior: Policy
     candidate: Policy
@@ -85,10 +86,10 @@ def make_case(kind: str, seed: int = 0, n_episodes: int = 61, longest: int = 5) 
     rng = np.random.default_rng([seed, KINDS.index(kind), longest])
     lengths, ends = _shape(kind, rng, n_episodes, longest)
     if kind in CONTINUOUS_KINDS:
-        return _continuous(kind, rng, lengths, ends, f"{seed}-")
+        return _continuous(kind, seed, rng, lengths, ends)
     if kind == "mixed":
-        return _features(rng, lengths, ends, f"{seed}-", longest)
-    return _tabular(kind, rng, lengths, ends, f"{seed}-")
+        return _features(seed, rng, lengths, ends, longest)
+    return _tabular(kind, seed, rng, lengths, ends)
 
 
 def _shape(kind: str, rng: np.random.Generator, n: int, longest: int) -> tuple[IntArray, npt.NDArray[np.int8]]:
@@ -101,23 +102,21 @@ def _shape(kind: str, rng: np.random.Generator, n: int, longest: int) -> tuple[I
     return np.where(ends == End.HORIZON, longest, lengths), ends
 
 
-def _names(prefix: str, n: int) -> list[str]:
-    return [f"episode {prefix}{i}" for i in range(n)]
+def _names(seed: int, n: int) -> list[str]:
+    return [f"episode {seed}-{i}" for i in range(n)]
 
 
 def _draw(probs: FloatArray, rng: np.random.Generator) -> IntArray:
     return np.asarray((rng.random(len(probs))[:, None] > probs.cumsum(axis=1)[:, :-1]).sum(axis=1), dtype=np.int64)
 
 
-def _tabular(
-    kind: str, rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8], prefix: str
-) -> Case:
+def _tabular(kind: str, seed: int, rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8]) -> Case:
     n = int(lengths.sum())
     s = rng.integers(0, 3, size=n)
     a = _draw(BEHAVIOR[s], rng)
     r = 1.0 + 0.5 * s - 0.7 * a + rng.normal(size=n)
-    log = _one_hot_log(3, s, a, r, lengths, ends, rng.integers(0, 3, size=len(lengths)), BEHAVIOR[s, a], prefix)
-    return Case(kind, log, TabularPolicy(BEHAVIOR), TabularPolicy(CANDIDATE), TabularPolicy(OTHER))
+    log = _one_hot_log(3, s, a, r, lengths, ends, rng.integers(0, 3, size=len(lengths)), BEHAVIOR[s, a], seed)
+    return Case(kind, seed, log, TabularPolicy(BEHAVIOR), TabularPolicy(CANDIDATE), TabularPolicy(OTHER))
 
 
 def _one_hot_log(
@@ -129,7 +128,7 @@ def _one_hot_log(
     ends: npt.NDArray[np.int8],
     final: IntArray,
     prob: FloatArray,
-    prefix: str,
+    seed: int,
 ) -> LoggedDataset:
     eye = np.eye(width)
     final_states = np.where((ends == End.TERMINAL)[:, None], np.nan, eye[final])
@@ -142,13 +141,11 @@ def _one_hot_log(
         behavior_prob=prob,
         action_labels=LABELS,
         final_states=final_states,
-        episode_ids=_names(prefix, len(lengths)),
+        episode_ids=_names(seed, len(lengths)),
     )
 
 
-def _features(
-    rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8], prefix: str, horizon: int
-) -> Case:
+def _features(seed: int, rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8], horizon: int) -> Case:
     n, n_episodes = int(lengths.sum()), len(lengths)
     states = rng.normal(size=(n, 2)) + [0.0, 1.0]
     probs = softmax_of_states(states, SLOPES)
@@ -163,19 +160,17 @@ def _features(
         action_labels=LABELS,
         final_states=np.where((ends == End.TERMINAL)[:, None], np.nan, rng.normal(size=(n_episodes, 2))),
         feature_names=["age", "pulse"],
-        episode_ids=_names(prefix, n_episodes),
+        episode_ids=_names(seed, n_episodes),
         horizon=horizon,
     )
     behavior, candidate, other = (
         FunctionPolicy(predict_proba=partial(softmax_of_states, slopes=slopes), action_labels=LABELS)
         for slopes in (SLOPES, 1.5 * SLOPES, -0.5 * SLOPES)
     )
-    return Case("mixed", log, behavior, candidate, other)
+    return Case("mixed", seed, log, behavior, candidate, other)
 
 
-def _continuous(
-    kind: str, rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8], prefix: str
-) -> Case:
+def _continuous(kind: str, seed: int, rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8]) -> Case:
     n, n_episodes = int(lengths.sum()), len(lengths)
     states = rng.normal(size=(n, 1))
     behavior = GaussianPolicy([[0.4]], 1.0)
@@ -189,11 +184,13 @@ def _continuous(
         behavior_log_prob=behavior.log_prob(states, actions),
         continuous=True,
         final_states=np.where((ends == End.TERMINAL)[:, None], np.nan, rng.normal(size=(n_episodes, 1))),
-        episode_ids=_names(prefix, n_episodes),
+        episode_ids=_names(seed, n_episodes),
     )
     if kind == "deterministic":
-        return Case(kind, log, behavior, FunctionPolicy(predict=linear_action), FunctionPolicy(predict=np.negative))
-    return Case(kind, log, behavior, GaussianPolicy([[0.5]], 0.9, intercept=0.1), GaussianPolicy([[0.3]], 0.8))
+        return Case(
+            kind, seed, log, behavior, FunctionPolicy(predict=linear_action), FunctionPolicy(predict=np.negative)
+        )
+    return Case(kind, seed, log, behavior, GaussianPolicy([[0.5]], 0.9, intercept=0.1), GaussianPolicy([[0.3]], 0.8))
 
 
 # -------------------------------------------------------------------- the same log in other forms
@@ -211,8 +208,8 @@ def padded_pair(seed: int, n_episodes: int = 61) -> tuple[Case, Case]:
     s = rng.integers(0, 3, size=n)
     tables = [np.vstack([table, ABSORBED]) for table in (BEHAVIOR, CANDIDATE, OTHER)]
     a, final = _draw(tables[0][s], rng), np.zeros(n_episodes, np.int64)
-    r, prefix = 1.0 + 0.5 * s - 0.7 * a + rng.normal(size=n), f"{seed}-"
-    short = _one_hot_log(4, s, a, r, lengths, ends, final, tables[0][s, a], prefix)
+    r = 1.0 + 0.5 * s - 0.7 * a + rng.normal(size=n)
+    short = _one_hot_log(4, s, a, r, lengths, ends, final, tables[0][s, a], seed)
     added = rng.integers(0, 4, size=n_episodes)
     old = np.arange(n) + np.repeat(ragged.offsets_of(added)[:-1], lengths)
     size = n + int(added.sum())
@@ -220,9 +217,9 @@ def padded_pair(seed: int, n_episodes: int = 61) -> tuple[Case, Case]:
     a_long = _draw(tables[0][s_long], rng)
     s_long[old], a_long[old], r_long[old] = s, a, r
     prob = tables[0][s_long, a_long]
-    long = _one_hot_log(4, s_long, a_long, r_long, lengths + added, ends, final, prob, prefix)
+    long = _one_hot_log(4, s_long, a_long, r_long, lengths + added, ends, final, prob, seed)
     policies = [TabularPolicy(table) for table in tables]
-    return Case("terminal", short, *policies), Case("terminal", long, *policies)
+    return Case("terminal", seed, short, *policies), Case("terminal", seed, long, *policies)
 
 
 class ShardedLog(LoggedDataset):

@@ -8,7 +8,7 @@ from ope import __version__
 
 EXIT_CODES = "Exit code: 0 a candidate was chosen, 1 none could be, 2 wrong arguments or data."
 
-EVALUATE = f"""\
+EVALUATE = """\
 Value candidate policies from a log and choose one.
 
 LOG is a Parquet file (or a folder of them) or a CSV file with a row per step. A candidate is NAME=SOURCE, where

@@ -23,7 +23,7 @@ from ope.policies import BCQ, BehaviorCloning, ClassifierPolicy, EpsilonGreedy, 
 from ope.policy import Policy, PolicyLearner
 from ope.problems.gym import GymSimulator
 from ope.selection import PolicySelector
-from ope.validation import FloatArray
+from ope.verdict import Level
 
 GAMMA = 0.99
 LEVEL = 0.95
@@ -35,6 +35,7 @@ ARROWS = "LDRU"
 OPERATOR = "LUDU L.L. RDL. .RR."
 SHORTEST = "DRDL D.D. RDD. .RR."
 OPERATOR_NOISE = 0.3
+OPERATOR_NAME = "(operator)"
 COLUMNS = FrameArguments(
     episode="episode",
     time="time",
@@ -65,7 +66,7 @@ class Size:
     episodes: int = 4000
     cloning: int = 1500
     q_learning: int = 4000
-    rollouts: int = 20_000
+    rollouts: int = 10_000
 
 
 FAST = Size(episodes=1500, cloning=500, q_learning=1500, rollouts=4000)
@@ -73,6 +74,7 @@ FAST = Size(episodes=1500, cloning=500, q_learning=1500, rollouts=4000)
 
 def demo(arguments: argparse.Namespace) -> int:
     """Run the command; return 0 if a candidate was chosen, else 1."""
+    start = time.perf_counter()
     size = FAST if arguments.fast else Size()
     with _folder(arguments.output) as folder:
         train, test = log_and_read_back(folder, size, arguments.seed)
@@ -82,6 +84,7 @@ def demo(arguments: argparse.Namespace) -> int:
         check(selector, truth)
         if arguments.output is not None:
             keep(folder, test, candidates, selector)
+    print(f"\nTook {time.perf_counter() - start:.0f} s.")
     return 0 if selector.best_name_ is not None else 1
 
 
@@ -172,7 +175,10 @@ def winners(train: LoggedDataset) -> Any:
 
 def choose(test: LoggedDataset, candidates: Mapping[str, Policy]) -> PolicySelector:
     """Value the candidates on the evaluation half and print estimates, verdicts and the choice."""
-    print("3. Estimates from the other half, without playing. An interval is worth what its verdict says.\n")
+    print(
+        "3. Estimates from the other half, without playing. VALID: the interval can be used. CAUTION: read why first."
+    )
+    print("   REFUSE: this log cannot answer in this way; the number means nothing.\n")
     estimators = [DoublyRobust(gamma=GAMMA), WeightedIS(gamma=GAMMA), LSTDQ(gamma=GAMMA)]
     selector = PolicySelector(estimators, criterion="lower_bound", level=LEVEL).fit(test, candidates)
     print(results_text(selector.results_, selector.estimates_, LEVEL, (selector.best_name_, selector.primary_)))
@@ -183,93 +189,77 @@ def choose(test: LoggedDataset, candidates: Mapping[str, Policy]) -> PolicySelec
 # -------------------------------------------------------------------- 4. the truth
 
 
-def reveal(candidates: Mapping[str, Policy], size: Size, seed: int) -> pd.DataFrame:
-    """Play every candidate, and the operator, and return true values with standard errors."""
+@dataclass(frozen=True)
+class Truth:
+    """A policy's mean return over episodes that it played itself, and its standard error."""
+
+    value: float
+    std_error: float
+
+
+def reveal(candidates: Mapping[str, Policy], size: Size, seed: int) -> dict[str, Truth]:
+    """Play the operator and every candidate."""
     print(f"4. The truth: {size.rollouts} episodes of each candidate.\n")
     simulator = GymSimulator("FrozenLake-v1", max_steps=1000)
-    players = {"(operator)": operator(), **candidates}
-    seeds = np.random.SeedSequence([seed, 1]).spawn(len(players))
-    returns = {
-        name: simulator.returns(policy, size.rollouts, gamma=GAMMA, random_state=np.random.default_rng(child))
-        for (name, policy), child in zip(players.items(), seeds, strict=True)
-    }
-    return pd.DataFrame(
-        {name: {"value": sample.mean(), "std_error": _error(sample)} for name, sample in returns.items()}
-    ).T
+    players = {OPERATOR_NAME: operator(), **candidates}
+    streams = np.random.SeedSequence([seed, 1]).spawn(len(players))
+    truth = {}
+    for (name, policy), stream in zip(players.items(), streams, strict=True):
+        returns = simulator.returns(policy, size.rollouts, gamma=GAMMA, random_state=np.random.default_rng(stream))
+        truth[name] = Truth(float(returns.mean()), float(returns.std(ddof=1) / np.sqrt(len(returns))))
+    return truth
 
 
-def _error(sample: FloatArray) -> float:
-    return float(sample.std(ddof=1) / np.sqrt(len(sample)))
-
-
-def check(selector: PolicySelector, truth: pd.DataFrame) -> None:
+def check(selector: PolicySelector, truth: Mapping[str, Truth]) -> None:
     """Print true values beside the deciding estimates, and how good the choice and the intervals were."""
-    operators = truth.loc["(operator)"]
-    candidates = truth.drop(index="(operator)")
-    results = selector.results_.assign(truth=selector.results_["candidate"].map(candidates["value"]))
-    results["covers"] = results["truth"].between(results["low"], results["high"])
-    digits = decimals(truth["value"])
-    decisive = results[results["estimator"] == selector.primary_].set_index("candidate")
-    rows = [
-        ("", "(operator)", number(operators["value"], digits), number(operators["std_error"], digits), "", "", ""),
-        *(_truth_row(name, row, decisive, selector.best_name_, digits) for name, row in candidates.iterrows()),
-    ]
-    header = (
-        "",
-        "candidate",
-        "true value",
-        "std. error",
-        f"estimate ({selector.primary_})",
-        f"{LEVEL:.0%} interval",
-        "",
-    )
-    print(columns_text(header, rows, right=(2, 3, 4)), "\n")
+    rows = [{str(name): value for name, value in row.items()} for row in selector.results_.to_dict("records")]
+    for row in rows:
+        row["covers"] = row["low"] <= truth[row["candidate"]].value <= row["high"]
+    deciding = {row["candidate"]: row for row in rows if row["estimator"] == selector.primary_}
+    digits = decimals([true.value for true in truth.values()])
+    table = [_truth_row(name, true, deciding.get(name), digits) for name, true in truth.items()]
+    marked = [(">" if row[0] == selector.best_name_ else "", *row) for row in table]
+    header = ("", "candidate", "true value", "std. error", str(selector.primary_), f"{LEVEL:.0%} interval", "")
+    print(columns_text(header, marked, right=(2, 3, 4)) + "\n")
     if selector.best_name_ is not None:
-        print(_verdict_on_choice(selector.best_name_, candidates, decisive, operators, digits))
-    print(_verdict_on_intervals(results))
+        print(_words_on_choice(selector.best_name_, truth, deciding, digits))
+    print(_words_on_intervals(rows))
 
 
-def _truth_row(
-    name: Any, row: pd.Series[Any], decisive: pd.DataFrame, best: str | None, digits: int
-) -> tuple[str, ...]:
-    mark = ">" if name == best else ""
-    if name not in decisive.index:
-        return mark, name, number(row["value"], digits), number(row["std_error"], digits), "-", "-", ""
-    said = decisive.loc[name]
-    judged = "holds" if said["covers"] else f"misses ({said['verdict']})"
-    return (
-        mark,
-        str(name),
-        number(row["value"], digits),
-        number(row["std_error"], digits),
-        number(said["value"], digits),
-        interval(said["low"], said["high"], digits),
-        judged,
-    )
+def _truth_row(name: str, true: Truth, said: Mapping[str, Any] | None, digits: int) -> tuple[str, ...]:
+    played = (name, number(true.value, digits), number(true.std_error, digits))
+    if said is None:
+        return *played, "", "", ""
+    judged = f"{'holds' if said['covers'] else 'misses'} ({said['verdict']})"
+    return *played, number(said["value"], digits), interval(said["low"], said["high"], digits), judged
 
 
-def _verdict_on_choice(
-    chosen: str, truth: pd.DataFrame, decisive: pd.DataFrame, operators: pd.Series[Any], digits: int
+def _words_on_choice(
+    chosen: str, truth: Mapping[str, Truth], deciding: Mapping[str, Mapping[str, Any]], digits: int
 ) -> str:
-    best = truth["value"].idxmax()
-    regret = truth.loc[best, "value"] - truth.loc[chosen, "value"]
-    error = 0.0 if best == chosen else float(np.hypot(truth.loc[best, "std_error"], truth.loc[chosen, "std_error"]))
-    answered = decisive[decisive["verdict"] != "REFUSE"]
-    rank_correlation = answered["value"].rank().corr(answered["truth"].rank())
-    gain = truth.loc[chosen, "value"] / operators["value"]
+    best = max(deciding, key=lambda name: truth[name].value)
+    regret = truth[best].value - truth[chosen].value
+    error = 0.0 if best == chosen else float(np.hypot(truth[best].std_error, truth[chosen].std_error))
+    answered = [name for name, row in deciding.items() if row["verdict"] != "REFUSE"]
     return (
-        f"The choice, {chosen!r}, is worth {number(truth.loc[chosen, 'value'], digits)}, {gain:.1f} times the operator's value.\n"
-        f"Regret to the best candidate ({best!r}): {number(regret, digits)} +- {number(error, digits)}. "
-        f"Rank correlation of estimates and truth: {rank_correlation:.2f}."
+        f"The choice, {chosen!r}, is worth {number(truth[chosen].value, digits)}: "
+        f"{truth[chosen].value / truth[OPERATOR_NAME].value:.1f} times the operator.\n"
+        f"Regret to the best candidate, {best!r}: {number(regret, digits)} (std. error {number(error, digits)}). "
+        f"Rank correlation of {len(answered)} answers with the truth: "
+        f"{_rank_correlation([deciding[name]['value'] for name in answered], [truth[name].value for name in answered]):.2f}."
     )
 
 
-def _verdict_on_intervals(results: pd.DataFrame) -> str:
-    with_interval = results[results["low"].notna() & results["high"].notna()]
-    counts = with_interval.groupby("verdict")["covers"].agg(["sum", "count"])
-    words = [f"{level} {int(row['sum'])} of {int(row['count'])}" for level, row in counts.iterrows()]
-    none = int(len(results) - len(with_interval))
-    return f"Intervals that hold the truth: {', '.join(words)}; {none} estimates have none."
+def _rank_correlation(a: list[float], b: list[float]) -> float:
+    return float(pd.Series(a).rank().corr(pd.Series(b).rank()))
+
+
+def _words_on_intervals(rows: list[dict[str, Any]]) -> str:
+    parts = []
+    for level in Level:
+        covers = [row["covers"] for row in rows if row["verdict"] == level.name and np.isfinite(row["low"])]
+        parts.append(f"{level.name} {sum(covers)} of {len(covers)}")
+    return f"Intervals that hold the truth, by verdict: {', '.join(parts)}. They share one log, so they err together."
 
 
 # -------------------------------------------------------------------- files

@@ -190,6 +190,25 @@ def test_adam_of_several_networks_leaves_unused_parameters_and_padding_alone() -
     assert int((used.parameters.flat != 0).sum(dim=1).max()) <= n_real
 
 
+def test_a_network_that_falls_out_of_use_has_gradient_zero() -> None:
+    network, other = (MLP(SIZES, 1).initialize(generators([seed])) for seed in (0, 1))
+    x = torch.ones(1, 3, 5)
+    plain = network.parameters.flat.clone().requires_grad_()
+    peer = torch.optim.Adam([plain], lr=0.1)
+    views = network.parameters.views
+    gradients = torch.autograd.grad(loss_of(network, x).sum(), list(views.values()))
+    plain.grad = torch.zeros_like(plain)
+    for name, gradient in zip(views, gradients, strict=True):
+        network.parameters.split(plain.grad)[name].copy_(gradient)
+    peer.step()
+    plain.grad = torch.zeros_like(plain)
+    peer.step()
+    optimizer = FlatAdam([network.parameters, other.parameters], [0.1], [0.0])
+    optimizer.minimize(loss_of(network, x).sum() + loss_of(other, x).sum())
+    optimizer.minimize(loss_of(other, x).sum())
+    torch.testing.assert_close(network.parameters.flat, plain.detach(), rtol=1e-4, atol=1e-5)
+
+
 # -------------------------------------------------------------------- generators, threads, devices
 
 

@@ -186,6 +186,8 @@ def test_an_interrupted_run_keeps_what_was_learned(transitions: Transitions) -> 
     _, shorter = run(transitions, n_updates=17)
     assert torch.equal(part.snapshot["net"], shorter.snapshot["net"])
     assert part.histories[0]["update"].tolist() == [10]
+    # What is to be resumed still falls back to the last update that was checked.
+    assert torch.equal(part.state["sound/net"], run(transitions, n_updates=10)[1].snapshot["net"])
 
 
 def test_keyboard_interrupt_of_a_callback_ends_the_run(transitions: Transitions) -> None:
@@ -286,6 +288,15 @@ def test_an_exploding_loss_stops_the_run(transitions: Transitions) -> None:
     assert result.statuses[0].outcome is Outcome.DIVERGED
     assert step.count <= 30
     assert torch.isfinite(result.snapshot["net"]).all()
+
+
+def test_a_loss_breaks_at_a_billion_times_its_first_value() -> None:
+    for loss, broken in [(1.9e9, False), (-2.1e9, True), (2.1e9, True), (math.nan, True), (math.inf, True)]:
+        log = MetricLog()
+        for update, value in enumerate([2.0, loss], start=1):
+            log.add({"other": torch.tensor([0.0, 0.0]), "loss": torch.tensor([value, 1.0])})
+            log.close(update)
+        assert log.broken().tolist() == [broken, False]
 
 
 def test_an_interrupt_does_not_keep_broken_networks(transitions: Transitions) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ope.dataset import LoggedDataset
-from ope.neural.transitions import CHUNK, Batch, BatchSampler, Standardizer, Transitions
+from ope.neural.transitions import CHUNK, Batch, BatchSampler, Standardizer, Transitions, _inverse
 from ope.schema import End
 
 NAN = float("nan")
@@ -176,6 +176,12 @@ def test_weighted_rows_are_drawn_in_proportion_each_model_by_its_own() -> None:
     assert (counts[weights[0] == 0] == 0).all()
     assert (np.abs(counts - expected) <= 4 * np.sqrt(expected)).all()
     assert (rows[1] == 0).all()
+
+
+def test_no_draw_on_a_boundary_finds_a_row_of_weight_zero() -> None:
+    cumulated = torch.tensor([0.0, 1.0, 1.0, 4.0, 4.0], dtype=torch.float64)
+    draws = torch.tensor([0.0, 0.2499, 0.25, 0.9999, 1.0], dtype=torch.float64)
+    assert _inverse(cumulated, draws).tolist() == [1, 1, 3, 3, 3]
 
 
 def test_bellman_mean_averages_over_rows_with_a_target() -> None:
