@@ -65,7 +65,23 @@ def check_features(owner: str, features: Any) -> None:
         raise TypeError(f"{rule}, got {type(features).__name__}; give it fit and transform.")
 
 
-def fit_basis(features: Any, data: LoggedDataset) -> Basis:
+def unfitted(model: Any, random_state: int) -> Any:
+    """Return an unfitted copy of a scikit-learn model that draws from `random_state` where it has no seed of its own.
+
+    Examples
+    --------
+    >>> from sklearn.tree import DecisionTreeRegressor
+    >>> unfitted(DecisionTreeRegressor(), 7), unfitted(DecisionTreeRegressor(random_state=1), 7)
+    (DecisionTreeRegressor(random_state=7), DecisionTreeRegressor(random_state=1))
+    """
+    fresh = clone(model)
+    seeds = [
+        name for name, value in fresh.get_params().items() if name.split("__")[-1] == "random_state" and value is None
+    ]
+    return fresh.set_params(**dict.fromkeys(seeds, random_state))
+
+
+def fit_basis(features: Any, data: LoggedDataset, random_state: int = 0) -> Basis:
     """Fit the features on the states of a log (with continuous actions: on states and actions side by side).
 
     Parameters
@@ -73,6 +89,8 @@ def fit_basis(features: Any, data: LoggedDataset) -> Basis:
     features : "auto", "identity" or scikit-learn transformer
         "auto" takes one-hot states as they are and standardised polynomials of degree 2 otherwise.
     data : LoggedDataset
+    random_state : int
+        For a transformer whose own `random_state` is None.
     """
     n_actions = data.n_actions if data.discrete else None
     inputs = data.states if data.discrete else np.hstack([data.states, data.actions])
@@ -80,7 +98,7 @@ def fit_basis(features: Any, data: LoggedDataset) -> Basis:
         if features == "identity" or (data.discrete and is_one_hot(data.states)):
             return Basis(None, n_actions)
         return Basis(_polynomials().fit(inputs), n_actions)
-    return Basis(clone(features).fit(inputs), n_actions)
+    return Basis(unfitted(features, random_state).fit(inputs), n_actions)
 
 
 def _polynomials() -> Any:

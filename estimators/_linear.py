@@ -113,6 +113,19 @@ def _span(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
     return vectors[:, kept], values[kept]
 
 
+def _pseudo_inverses(gram: FloatArray, ridge: float) -> tuple[FloatArray, FloatArray, float]:
+    """Return the inverse of each G + ridge on the span of its features, the projections on the spans, the worst condition."""
+    values, vectors = np.linalg.eigh(gram)
+    largest = np.maximum(values[:, -1:], np.finfo(float).tiny)
+    kept = values > RANK_TOLERANCE * largest
+    reciprocal = np.divide(1.0, values + ridge, out=np.zeros_like(values), where=kept)
+    transposed = np.swapaxes(vectors, 1, 2)
+    inverse, support = (vectors * reciprocal[:, None, :]) @ transposed, (vectors * kept[:, None, :]) @ transposed
+    smallest = np.where(kept, values, np.inf).min(axis=1)
+    condition = np.where(kept.any(axis=1), (values[:, -1] + ridge) / (smallest + ridge), np.inf)
+    return inverse, support, float(condition.max())
+
+
 def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: float) -> LinearSolution:
     basis, values = _span(sums.gram[0])
     a = basis.T @ (sums.gram[0] - gamma * sums.cross[0]) @ basis + ridge * np.eye(len(values))
@@ -134,12 +147,8 @@ def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: 
 def _solve_time_indexed(sums: LinearSums, start: FloatArray, gamma: float, ridge: float) -> LinearSolution:
     n_steps, k = sums.reward.shape
     theta, adjoint = np.zeros((n_steps + 1, k)), np.zeros((n_steps, k))
-    inverse, support = np.zeros_like(sums.gram), np.zeros_like(sums.gram)
-    condition = 1.0
+    inverse, support, condition = _pseudo_inverses(sums.gram, ridge)
     for t in range(n_steps - 1, -1, -1):
-        basis, values = _span(sums.gram[t])
-        inverse[t], support[t] = (basis / (values + ridge)) @ basis.T, basis @ basis.T
-        condition = max(condition, float((values[-1] + ridge) / (values[0] + ridge)) if len(values) else np.inf)
         theta[t] = inverse[t] @ (sums.reward[t] + gamma * sums.cross[t] @ theta[t + 1])
     adjoint[0] = inverse[0] @ start
     for t in range(n_steps - 1):
@@ -179,19 +188,16 @@ def unsupported_mass(
     block: FeatureBlock, solution: LinearSolution, w: FloatArray, gamma: float, episode_weight: FloatArray
 ) -> tuple[float, float]:
     """Return the candidate's discounted visits that leave the span of the logged features, and all its visits."""
+    visits = np.repeat(episode_weight, np.diff(block.offsets)) * np.abs(w) * gamma
+    start_left, start_size = _outside(block.start, solution.support[0])
+    lost, total = float(episode_weight @ start_left), float(episode_weight @ start_size)
     n_values = len(solution.theta)
-    row_weight = np.repeat(episode_weight, np.diff(block.offsets)) * np.abs(w) * gamma
-    s = value_index(block, n_values)
-    last = n_values > 1
-    outside = _outside(block.start, solution.support[0])
-    lost, total = float(episode_weight @ outside[0]), float(episode_weight @ outside[1])
-    for t in range(n_values):
-        rows = (s == t) & block.used
-        if last and t == n_values - 1:
+    for t, rows in _rows_by_value(block, n_values):
+        if n_values > 1 and t == n_values - 1:
             break
-        out, size = _outside(block.phi_next[rows], solution.support[t + 1 if last else 0])
-        lost += float(row_weight[rows] @ out)
-        total += float(row_weight[rows] @ size)
+        left, size = _outside(block.phi_next[rows], solution.support[min(t + 1, n_values - 1)])
+        lost += float(visits[rows] @ left)
+        total += float(visits[rows] @ size)
     return lost, total
 
 
@@ -202,34 +208,47 @@ def _outside(phi: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArr
 
 
 def specification_p_value(
-    block: FeatureBlock, history: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float
+    block: FeatureBlock,
+    history: FloatArray,
+    solution: LinearSolution,
+    eps: FloatArray,
+    gamma: float,
+    episode_weight: FloatArray,
+    share: float,
 ) -> float:
     """Return the p-value of the hypothesis that temporal differences are unrelated to what happened one step before.
+
+    Parameters
+    ----------
+    episode_weight : ndarray of shape (n_episodes,)
+    share : float
+        Of all episode weights of the log that are in this block.
 
     Notes
     -----
     A score test, clustered by episode, of E[h eps] = 0, with h made orthogonal to the estimation error of theta. Time-indexed
     models get one test a step, Bonferroni-corrected.
     """
-    if len(solution.theta) == 1:
-        return _stationary_p_value(block, history, solution, eps, gamma)
-    p_values = _step_p_values(block, history, solution, eps, gamma)
+    inverse = solution.inverse / share  # as if the block were the whole log, which makes h orthogonal within it
+    if len(inverse) == 1:
+        return _stationary_p_value(block, history, inverse[0], eps, gamma, episode_weight)
+    p_values = _step_p_values(block, history, inverse, eps, gamma, episode_weight)
     return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
 
 
 def _stationary_p_value(
-    block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float
+    block: FeatureBlock, h: FloatArray, inverse: FloatArray, eps: FloatArray, gamma: float, episode_weight: FloatArray
 ) -> float:
-    used = block.used[:, None]
-    slope = (used * h).T @ (block.phi - gamma * block.phi_next)
-    h_star = h - block.phi @ (slope @ solution.inverse[0]).T
-    return _score_test(ragged.segment_sum(h_star * eps[:, None], block.offsets))
+    row_weight = block.used * np.repeat(episode_weight, np.diff(block.offsets))
+    slope = (row_weight[:, None] * h).T @ (block.phi - gamma * block.phi_next)
+    h_star = h - block.phi @ (slope @ inverse).T
+    return _score_test(ragged.segment_sum(h_star * (row_weight * eps)[:, None], block.offsets))
 
 
 def _step_p_values(
-    block: FeatureBlock, h: FloatArray, solution: LinearSolution, eps: FloatArray, gamma: float
+    block: FeatureBlock, h: FloatArray, inverse: FloatArray, eps: FloatArray, gamma: float, episode_weight: FloatArray
 ) -> list[float]:
-    n_episodes, n_steps = len(block.offsets) - 1, len(solution.theta)
+    n_episodes, n_steps = len(block.offsets) - 1, len(inverse)
     k = block.phi.shape[1]
     theta_influence = np.zeros((n_episodes, k))
     lengths = np.diff(block.offsets)
@@ -238,14 +257,15 @@ def _step_p_values(
         alive = lengths > t
         rows = step_rows(block.offsets, t)
         phi, phi_next, h_t = block.phi[rows], block.phi_next[rows], h[rows]
+        omega = episode_weight[alive, None]
         if t > 0:
-            h_star = h_t - phi @ (solution.inverse[t] @ (phi.T @ h_t))
-            scores = theta_influence @ (gamma * h_star.T @ phi_next).T
-            scores[alive] += h_star * eps[rows, None]
+            h_star = h_t - phi @ (inverse[t] @ (phi.T @ (omega * h_t)))
+            scores = theta_influence @ (gamma * h_star.T @ (omega * phi_next)).T
+            scores[alive] += omega * h_star * eps[rows, None]
             p_values.append(_score_test(scores))
-        ahead = theta_influence @ (gamma * (phi.T @ phi_next)).T
-        ahead[alive] += phi * eps[rows, None]
-        theta_influence = ahead @ solution.inverse[t].T
+        ahead = theta_influence @ (gamma * (phi.T @ (omega * phi_next))).T
+        ahead[alive] += omega * phi * eps[rows, None]
+        theta_influence = ahead @ inverse[t].T
     return p_values
 
 
@@ -263,7 +283,13 @@ def _score_test(scores: FloatArray) -> float:
 
 
 def past_p_value(
-    phi: FloatArray, history: FloatArray, residuals: FloatArray, offsets: IntArray, *, time_indexed: bool
+    phi: FloatArray,
+    history: FloatArray,
+    residuals: FloatArray,
+    offsets: IntArray,
+    episode_weight: FloatArray,
+    *,
+    time_indexed: bool,
 ) -> float:
     """Return the p-value of the hypothesis that residuals of any Q model are unrelated to what happened one step before.
 
@@ -274,6 +300,7 @@ def past_p_value(
     history : ndarray of shape (n, q)
     residuals : ndarray of shape (n,)
     offsets : ndarray of shape (n_episodes + 1,)
+    episode_weight : ndarray of shape (n_episodes,)
     time_indexed : bool
         One test a step, Bonferroni-corrected, instead of one over all rows.
     """
@@ -283,6 +310,8 @@ def past_p_value(
         else [np.arange(len(phi))]
     )
     episode = ragged.episode_index(offsets)
+    root = np.sqrt(episode_weight)[episode][:, None]
+    phi, history, residuals = root * phi, root * history, root[:, 0] * residuals
     p_values = [
         _score_test(_orthogonal_scores(phi[rows], history[rows], residuals[rows], episode[rows])) for rows in groups
     ]

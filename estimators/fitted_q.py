@@ -7,14 +7,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import clone
 from sklearn.utils.validation import has_fit_parameter
 
 from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, check_features, fit_basis, history_features
+from ope.estimators._features import Basis, check_features, fit_basis, history_features, unfitted
 from ope.estimators._linear import past_p_value, step_rows
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
@@ -51,7 +50,7 @@ class FittedQEvaluation(QEstimator):
     n_samples : int
         Draws per state for continuous policies without a quadrature rule.
     random_state : int
-        Seed of draws, resamples and the default regressor.
+        Seed of draws and resamples, and of a regressor or features whose own `random_state` is None.
 
     Notes
     -----
@@ -119,16 +118,15 @@ class FittedQEvaluation(QEstimator):
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> FittedQModel:
         """Fit the Q function and return it."""
-        design = self._design(data, policy)
-        if self._is_stationary(data):
-            return self._iterate(design, episode_weight)
-        return self._backwards(design, episode_weight, int(data.horizon or 1))
+        log, weight = _in_key_order(data, episode_weight)
+        return self._fit_design(self._design(log, policy), weight, log.horizon)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        design = self._design(data, policy)
-        model = self._fit_design(design, weight, data.horizon)
+        log, weight = _in_key_order(data, weight)
+        design = self._design(log, policy)
+        model = self._fit_design(design, weight, log.horizon)
         value = self._value(model, design, weight)
-        diagnostics, findings = self._diagnose(data, policy, model, design, value)
+        diagnostics, findings = self._diagnose(log, policy, model, design, value, weight)
         estimate = self._result(
             data,
             name,
@@ -140,7 +138,7 @@ class FittedQEvaluation(QEstimator):
         if not self.n_bootstrap or model.status == "diverged":
             return estimate
         resample_id = f"{data.data_id}-bayesian-{self.random_state}-{self.n_bootstrap}"
-        return replace(estimate, replicates=self._replicates(data, design, weight), resample_id=resample_id)
+        return replace(estimate, replicates=self._replicates(log, design, weight), resample_id=resample_id)
 
     def _replicates(self, data: LoggedDataset, design: _Design, weight: FloatArray) -> FloatArray:
         values = np.empty(self.n_bootstrap)
@@ -172,11 +170,11 @@ class FittedQEvaluation(QEstimator):
     def _inputs(self, data: LoggedDataset) -> Basis:
         if self.features is None:
             return SideBySide(None, data.n_actions if data.discrete else None)
-        return fit_basis(self.features, data)
+        return fit_basis(self.features, data, self.random_state)
 
     def _new_regressor(self) -> Any:
         if self.regressor is not None:
-            return clone(self.regressor)
+            return unfitted(self.regressor, self.random_state)
         from sklearn.ensemble import ExtraTreesRegressor
 
         return ExtraTreesRegressor(n_estimators=25, min_samples_leaf=5, random_state=self.random_state)
@@ -252,12 +250,18 @@ class FittedQEvaluation(QEstimator):
     # ---------------------------------------------------------------- diagnostics and verdict
 
     def _diagnose(
-        self, data: LoggedDataset, policy: Policy, model: FittedQModel, design: _Design, value: float
+        self,
+        data: LoggedDataset,
+        policy: Policy,
+        model: FittedQModel,
+        design: _Design,
+        value: float,
+        weight: FloatArray,
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
         mass, labels = unlogged_mass(data, policy)
         phi = fit_basis("auto", data).logged(data.states, data.actions)
         p_value = past_p_value(
-            phi, history_features(data), model.residuals, data.offsets, time_indexed=not model.stationary
+            phi, history_features(data), model.residuals, data.offsets, weight, time_indexed=not model.stationary
         )
         diagnostics = {
             "status": model.status,
@@ -273,6 +277,13 @@ class FittedQEvaluation(QEstimator):
             verdicts.judge_specification(p_value),
             verdicts.judge_unlogged(mass, labels),
         ]
+
+
+def _in_key_order(data: LoggedDataset, weight: FloatArray) -> tuple[LoggedDataset, FloatArray]:
+    # Trees break ties between equal splits by rounding, which follows the order of the rows: one order for all logs of
+    # the same episodes.
+    order = np.argsort(data.episode_keys)
+    return data.select(order), weight[order]
 
 
 def _judge_status(model: FittedQModel, max_iter: int, gamma: float) -> verdicts.Finding:

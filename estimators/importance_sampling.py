@@ -273,7 +273,7 @@ class ImportanceSampling(OffPolicyEstimator):
     # ---------------------------------------------------------------- one pass over the log, block by block
 
     def _pass(self, data: LoggedDataset, policy: Policy, weight: FloatArray) -> _Fit:
-        summaries, scores, kept, finals, bias = [], [], [], [], 0.0
+        summaries, kept, finals, bias = [], [], [], 0.0
         first = 0
         for block in data.blocks():
             omega = weight[first : first + block.n_episodes]
@@ -287,10 +287,7 @@ class ImportanceSampling(OffPolicyEstimator):
                 log_w = np.minimum(log_w, np.log(self.clip))
             summaries.append(weights.summarise(log_w, block.rewards, block.offsets, self._gamma, omega))
             finals.append(log_w[block.offsets[1:] - 1])
-            if self.self_normalized:
-                kept.append(log_w)
-            else:
-                scores.append(self._scores(log_w, block))
+            kept.append(self._needed(log_w, block))
         summary = weights.merge(summaries)
         totals = weights.finish(summary)
         final = np.concatenate(finals)
@@ -298,12 +295,15 @@ class ImportanceSampling(OffPolicyEstimator):
         if self.self_normalized:
             value, influence = self._self_normalized(data, kept, final, totals, weight)
             return _Fit(value, influence, None, final, totals, summary, bias / n)
-        x = np.concatenate(scores)
+        x = np.concatenate(kept)
         value = float(np.mean(weight * x))
         plain = self.clip is None and bool(np.all(weight == 1.0))
         return _Fit(value, weight * (x - value), x if plain else None, final, totals, summary, bias / n)
 
-    def _scores(self, log_w: FloatArray, block: LoggedDataset) -> FloatArray:
+    def _needed(self, log_w: FloatArray, block: LoggedDataset) -> FloatArray:
+        # Weights can be normalised step by step only after the whole log was seen.
+        if self.self_normalized:
+            return log_w if self.per_decision else discounted_returns(block.rewards, block.offsets, self._gamma)
         score = per_decision_scores if self.per_decision else trajectory_scores
         return score(log_w, block.rewards, block.offsets, self._gamma)
 
@@ -316,8 +316,7 @@ class ImportanceSampling(OffPolicyEstimator):
         weight: FloatArray,
     ) -> tuple[float, FloatArray]:
         if not self.per_decision:
-            returns = np.concatenate([discounted_returns(b.rewards, b.offsets, self._gamma) for b in data.blocks()])
-            return weighted_is(final, returns, weight)
+            return weighted_is(final, np.concatenate(kept), weight)
         step_values = self._gamma ** np.arange(len(totals.scale)) * totals.mean_reward
         suffix = weights.padded_suffix(totals, step_values)
         parts = [

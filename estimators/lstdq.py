@@ -65,7 +65,7 @@ class LSTDQ(QEstimator):
     n_samples : int
         Draws per state for continuous policies without a quadrature rule.
     random_state : int
-        Seed of these draws.
+        Seed of these draws, and of features whose own `random_state` is None.
 
     Notes
     -----
@@ -117,12 +117,12 @@ class LSTDQ(QEstimator):
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> LinearQModel:
         """Fit theta and return the Q function."""
-        basis = fit_basis(self.features, data)
+        basis = fit_basis(self.features, data, self.random_state)
         solution = linear.solve(self._sums(data, policy, basis, episode_weight), self._gamma, self.ridge)
         return LinearQModel(basis, solution.theta, self._is_stationary(data), self.n_samples, self.random_state)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        basis = fit_basis(self.features, data)
+        basis = fit_basis(self.features, data, self.random_state)
         sums = self._sums(data, policy, basis, weight)
         solution = linear.solve(sums, self._gamma, self.ridge)
         stats = self._second_pass(data, policy, basis, weight, solution)
@@ -181,9 +181,12 @@ class LSTDQ(QEstimator):
             outside = linear.unsupported_mass(seen, solution, w, self._gamma, omega)
             lost, visits = lost + outside[0], visits + outside[1]
             n_left_out += int((~seen.used).sum())
-            if p_value is None:
+            if p_value is None and omega.any():
                 # One block of up to 2^18 rows decides whether the model is contradicted; more would not be more convincing.
-                p_value = linear.specification_p_value(seen, history_features(block), solution, eps, self._gamma)
+                share_of_log = float(omega.sum() / weight.sum())
+                p_value = linear.specification_p_value(
+                    seen, history_features(block), solution, eps, self._gamma, omega, share_of_log
+                )
         assert p_value is not None
         share = lost / visits if visits > 0 else 0.0
         psi = np.concatenate(influence)

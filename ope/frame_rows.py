@@ -56,8 +56,6 @@ class FrameDoor(Door):
 
     def rows(self, bad: npt.ArrayLike) -> str:
         """Name the first rows where `bad` is true by the user's index labels and episodes."""
-        if self.table is None:
-            return super().rows(bad)
         positions = np.sort(self.positions[np.flatnonzero(np.asarray(bad))])
         words = [self._row(int(position)) for position in positions[:MAX_SHOWN]]
         more = ", ..." if len(positions) > MAX_SHOWN else ""

@@ -49,9 +49,10 @@ def step_index(offsets: IntArray) -> IntArray:
     >>> step_index(np.array([0, 2, 5]))
     array([0, 1, 0, 1, 2])
     """
-    steps = np.arange(offsets[-1])
-    steps -= np.repeat(offsets[:-1], np.diff(offsets))
-    return steps
+    steps = np.ones(offsets[-1], dtype=np.int64)
+    steps[:1] = 0
+    steps[offsets[1:-1]] -= np.diff(offsets)[:-1]
+    return np.cumsum(steps, out=steps)
 
 
 def segment_sum(values: npt.NDArray[Any], offsets: IntArray) -> FloatArray:

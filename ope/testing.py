@@ -18,7 +18,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 from unittest import SkipTest
 
-from ope import testing_estimators, testing_learners, testing_policies
+from ope import testing_draws, testing_estimators, testing_learners, testing_policies, testing_results
 from ope.estimator import OffPolicyEstimator
 from ope.policy import Policy, PolicyLearner
 
@@ -82,7 +82,7 @@ def estimator_checks(estimator: OffPolicyEstimator) -> Iterator[tuple[str, Check
             f"check_estimator: `estimator` must be an OffPolicyEstimator, got {estimator!r}; pass an object of a subclass, with its gamma."
         )
     subject = testing_estimators.EstimatorSubject(estimator)
-    for name, check in testing_estimators.CHECKS.items():
+    for name, check in {**testing_estimators.CHECKS, **testing_results.CHECKS}.items():
         yield name, partial(_run, subject.owner, name, partial(check, subject))
 
 
@@ -154,7 +154,7 @@ def policy_checks(policy: Policy, data: LoggedDataset | None = None) -> Iterator
         )
     subject = testing_policies.PolicySubject(policy, data)
     more = testing_learners.CHECKS if isinstance(policy, PolicyLearner) else {}
-    for name, check in {**testing_policies.CHECKS, **more}.items():
+    for name, check in {**testing_policies.CHECKS, **testing_draws.CHECKS, **more}.items():
         yield name, partial(_run, subject.owner, name, partial(check, subject))
 
 

@@ -19,9 +19,7 @@ from ope import testing_objects as objects
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate, Estimates
 from ope.estimator import EXACT, STATISTICAL, OffPolicyEstimator
-from ope.inference import IntervalNotAvailable
 from ope.policy import Policy
-from ope.testing_laws import LAWS, Fit, hold_exactly, hold_statistically
 from ope.testing_logs import KINDS, Case, make_case
 from ope.testing_tools import (
     TOLERANCE,
@@ -34,7 +32,7 @@ from ope.testing_tools import (
     kept_data,
 )
 from ope.validation import FloatArray
-from ope.verdict import Level, Verdict
+from ope.verdict import Level
 
 PARTS = tuple(part.name for part in fields(Estimate))
 NUMBERS = ("value", "influence", "scores", "replicates")
@@ -55,7 +53,7 @@ class EstimatorSubject:
         self.estimator = estimator
         self.owner = type(estimator).__name__
 
-    def fitted(self, log: LoggedDataset, policy: Any, weight: Any = None) -> Any:
+    def fitted(self, log: Any, policy: Any, weight: Any = None) -> Any:
         """Return a fitted clone."""
         return clone(self.estimator).fit(log, policy, weight)
 
@@ -87,8 +85,18 @@ class EstimatorSubject:
 
     @property
     def _speakers(self) -> tuple[str, ...]:
+        return (self.owner, *(type(part).__name__ for part in self._parts))
+
+    def strength(self, law: str) -> str | None:
+        """Return how strongly a law is declared to hold; no method is more exact than those nested in it."""
+        own = self.estimator.laws.get(law)
+        nested = [part.laws.get(law) for part in self._parts]
+        return STATISTICAL if own == EXACT and STATISTICAL in nested else own
+
+    @property
+    def _parts(self) -> list[OffPolicyEstimator]:
         nested = self.estimator.get_params(deep=True).values()
-        return (self.owner, *(type(part).__name__ for part in nested if isinstance(part, OffPolicyEstimator)))
+        return [part for part in nested if isinstance(part, OffPolicyEstimator)]
 
     @property
     def case(self) -> Case:
@@ -364,124 +372,6 @@ def check_episode_weight(subject: EstimatorSubject) -> None:
         ensure_raises(call, ValueError, owner, occasion, (owner, "`episode_weight`"))
 
 
-# -------------------------------------------------------------------- results
-
-
-def check_result(subject: EstimatorSubject) -> None:
-    """Check that an estimate is complete and consistent, on every kind of log that is served."""
-    for kind, (case, estimate) in subject.served.items():
-        where = f"on the {kind!r} log"
-        _check_identity(subject, case, estimate, where)
-        _check_numbers(subject.owner, estimate, where)
-        _check_verdict(subject.owner, estimate, where)
-        _check_interval(subject.owner, estimate, where)
-
-
-def _check_identity(subject: EstimatorSubject, case: Case, estimate: Estimate, where: str) -> None:
-    expected = {
-        "gamma": subject.gamma,
-        "data_id": case.log.data_id,
-        "episode_keys": case.log.episode_keys,
-        "estimator": subject.owner,
-        "known_propensities": True,
-        "error": None,
-    }
-    gap = first_difference(parts_of(estimate, tuple(expected)), expected)
-    ensure(gap is None, subject.owner, f"{where} an estimate must say whose it is", f"{gap}", "use self._result")
-    told = estimate.horizon in (None, case.log.horizon)
-    ensure(told, subject.owner, f"{where} the horizon must be the log's or None", f"{estimate.horizon}", "pass it on")
-    overlap = estimate.diagnostics.get("training_overlap")
-    rule = f"{where} diagnostics must report the training overlap"
-    ensure(overlap == 0, subject.owner, rule, f"{overlap!r}", "leave _fit_named to the base class")
-
-
-def _check_numbers(owner: str, estimate: Estimate, where: str) -> None:
-    rule, n, psi = f"{where} the value must be a float", estimate.n_episodes, estimate.influence
-    ensure(isinstance(estimate.value, float), owner, rule, type(estimate.value).__name__, "use self._result")
-    if psi is not None:
-        ensure(
-            psi.shape == (n,), owner, f"{where} influence must have an entry per episode", f"{psi.shape}", "sum rows"
-        )
-        centred = abs(float(psi.mean())) <= TOLERANCE * float(np.abs(psi).max())
-        ensure(centred, owner, f"{where} influence must average 0", f"{float(psi.mean())!r}", "subtract its mean")
-    if estimate.scores is not None:
-        gap = first_difference(float(estimate.scores.mean()), estimate.value, TOLERANCE)
-        ensure(gap is None, owner, f"{where} the mean of the scores must be the value", f"a mean{gap}", "omit scores")
-    if estimate.replicates is not None:
-        named = estimate.resample_id is not None
-        ensure(named, owner, f"{where} replicates must name their resamples", "none", "pass resample_id")
-
-
-def _check_verdict(owner: str, estimate: Estimate, where: str) -> None:
-    verdict = estimate.verdict
-    ensure(isinstance(verdict, Verdict), owner, f"{where} verdict must be a Verdict", repr(verdict), "use Verdict.of")
-    explained = bool(verdict.reasons) == (verdict.level > Level.VALID)
-    ensure(explained, owner, f"{where} what is not VALID must have reasons", f"{verdict!r}", "give a sentence for each")
-    open_ended = [reason for reason in verdict.reasons if not reason.rstrip().endswith(".")]
-    ensure(
-        not open_ended, owner, f"{where} reasons must be sentences", f"{open_ended}", "say what it means, what to do"
-    )
-    finite = bool(np.isfinite(estimate.value))
-    ensure(finite or verdict.level == Level.REFUSE, owner, f"{where} no value must be REFUSE", f"{verdict}", "judge it")
-    known = bool(np.isfinite(estimate.std_error))
-    rule = f"{where} VALID must come with a standard error"
-    ensure(known or verdict.level > Level.VALID, owner, rule, "none", "give influence or replicates, or CAUTION")
-
-
-def _check_interval(owner: str, estimate: Estimate, where: str) -> None:
-    try:
-        low, high = estimate.confidence_interval()
-    except IntervalNotAvailable:
-        return
-    if np.isfinite(estimate.value):
-        ordered = low <= estimate.value <= high
-        ensure(ordered, owner, f"{where} the interval must hold the value", f"{low} to {high}", "check influence")
-    told = estimate.verdict.level.name in estimate.summary()
-    ensure(told, owner, f"{where} the summary must show the verdict", estimate.summary(), "leave it to Estimate")
-
-
-# -------------------------------------------------------------------- laws
-
-
-def check_declared_laws(subject: EstimatorSubject) -> None:
-    """Check that every declared law exists and has a strength, and that the universal ones are declared."""
-    declared = subject.estimator.laws
-    unknown = sorted(set(declared) - set(LAWS))
-    ensure(not unknown, subject.owner, f"laws must be among {sorted(LAWS)}", f"{unknown}", "correct the name")
-    for name, law in LAWS.items():
-        if law.universal:
-            rule = f"law {name} must be declared by every estimator"
-            ensure(name in declared, subject.owner, rule, f"{sorted(declared)}", "add it to `laws`")
-    for name, strength in declared.items():
-        short = strength not in (EXACT, STATISTICAL) and len(strength.split()) < 3
-        rule = f"laws[{name!r}] must be EXACT, STATISTICAL or the sentence why it does not apply"
-        ensure(not short, subject.owner, rule, repr(strength), "write the sentence")
-
-
-def check_law(name: str, subject: EstimatorSubject) -> None:
-    """Check a law with the strength that the estimator declares."""
-    law, strength = LAWS[name], subject.estimator.laws.get(name)
-    if strength is None:
-        ensure(not law.universal, subject.owner, f"law {name} must be declared", "nothing", "add it to `laws`")
-        raise SkipTest("not declared")
-    if strength not in (EXACT, STATISTICAL):
-        raise SkipTest(strength)
-    kinds = [kind for kind in law.kinds if kind in subject.served]
-    if not kinds:
-        raise SkipTest(f"it serves none of the logs of this law: {', '.join(law.kinds)}")
-    if strength == EXACT:
-        for kind in kinds:
-            hold_exactly(subject.owner, name, subject.fit, law.case(kind), subject.gamma)
-    else:
-        hold_statistically(subject.owner, name, partial(_seeded_fit, subject), kinds[0], subject.gamma)
-
-
-def _seeded_fit(subject: EstimatorSubject, seed: int) -> Fit:
-    names = [name for name in subject.estimator.get_params(deep=True) if name.split("__")[-1] == "random_state"]
-    seeded = EstimatorSubject(clone(subject.estimator).set_params(**dict.fromkeys(names, seed)))
-    return seeded.fit
-
-
 CHECKS: Mapping[str, Callable[[EstimatorSubject], None]] = MappingProxyType(
     {
         "init_only_assigns": check_init,
@@ -502,8 +392,5 @@ CHECKS: Mapping[str, Callable[[EstimatorSubject], None]] = MappingProxyType(
         "unfitted": check_unfitted,
         "propensities": check_propensities,
         "episode_weight": check_episode_weight,
-        "result": check_result,
-        "declared_laws": check_declared_laws,
-        **{f"law_{name}": partial(check_law, name) for name in LAWS},
     }
 )

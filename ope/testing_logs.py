@@ -147,7 +147,7 @@ def _one_hot_log(
 
 def _features(seed: int, rng: np.random.Generator, lengths: IntArray, ends: npt.NDArray[np.int8], horizon: int) -> Case:
     n, n_episodes = int(lengths.sum()), len(lengths)
-    states = rng.normal(size=(n, 2)) + [0.0, 1.0]
+    states = rng.normal([0.0, 1.0], size=(n, 2))
     probs = softmax_of_states(states, SLOPES)
     a = _draw(probs, rng)
     log = LoggedDataset.from_arrays(

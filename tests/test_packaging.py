@@ -30,7 +30,11 @@ def _project() -> dict[str, Any]:
 def _packages_on_disk() -> list[str]:
     # The links ope/estimators and ope/policies lead to these folders, so that both ways give the same names.
     own = {path.parent.relative_to(ROOT) for path in (ROOT / "ope").rglob("__init__.py")}
-    top = {Path("ope") / path.parent.relative_to(ROOT) for name in ("estimators", "policies") for path in (ROOT / name).rglob("__init__.py")}
+    top = {
+        Path("ope") / path.parent.relative_to(ROOT)
+        for name in ("estimators", "policies")
+        for path in (ROOT / name).rglob("__init__.py")
+    }
     return sorted(".".join(folder.parts) for folder in own | top)
 
 
@@ -58,7 +62,9 @@ def test_changelog_knows_the_version() -> None:
 
 @pytest.mark.parametrize("code", ["import ope", USERS_IMPORTS])
 def test_import_brings_nothing_heavy(code: str) -> None:
-    loaded = _in_fresh_python(f"{code}\nimport json, sys\nprint(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))")
+    loaded = _in_fresh_python(
+        f"{code}\nimport json, sys\nprint(json.dumps([n for n in {HEAVY!r} if n in sys.modules]))"
+    )
     assert loaded == []
 
 

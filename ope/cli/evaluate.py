@@ -7,6 +7,7 @@ import ast
 import difflib
 import io
 import sys
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pandas as pd
 
 import ope.estimators
 from ope.behavior import estimate_behavior
-from ope.cli.table import results_text
+from ope.cli.table import WIDTH, results_text
 from ope.dataset import LoggedDataset
 from ope.estimator import OffPolicyEstimator
 from ope.files import replace_file
@@ -24,7 +25,6 @@ from ope.policies import ColumnPolicy
 from ope.policy import Policy
 from ope.selection import PolicySelector
 
-OWNER = "ope evaluate"
 WITH_PROPENSITIES = ("WeightedIS", "DoublyRobust", "LSTDQ")
 WITHOUT_PROPENSITIES = ("LSTDQ",)
 POLICY_SUFFIX = ".safetensors"
@@ -33,12 +33,13 @@ POLICY_SUFFIX = ".safetensors"
 def evaluate(arguments: argparse.Namespace) -> int:
     """Run the command; return 0 if a candidate was chosen, else 1."""
     check_output(arguments.output)
+    estimators = read_estimators(arguments)
     frame = read_table(Path(arguments.log))
     candidates = read_candidates(arguments.candidate, frame)
-    data = read_log(frame, arguments)
-    print(data)
+    data = read_log(with_copies(frame, candidates, arguments), arguments)
+    print(textwrap.fill(str(data), WIDTH, subsequent_indent="    "))
     selector = PolicySelector(
-        read_estimators(arguments.estimators, arguments.gamma, data.behavior_log_prob is not None),
+        estimators,
         criterion=arguments.criterion,
         level=arguments.level,
         allow_overlap=arguments.allow_overlap,
@@ -60,12 +61,12 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def read_table(path: Path) -> pd.DataFrame:
     """Read a Parquet or CSV file."""
     if not path.exists():
-        raise ValueError(f"{OWNER}: LOG must be a file that exists, got {str(path)!r}; check the path.")
+        raise ValueError(f"LOG must be a file that exists, got {str(path)!r}; check the path.")
     if path.is_dir() or path.suffix in (".parquet", ".pq"):
         return pd.read_parquet(path)
     if path.name.endswith((".csv", ".csv.gz")):
         return pd.read_csv(path)
-    raise ValueError(f"{OWNER}: LOG must end in .parquet, .csv or .csv.gz, got {str(path)!r}; convert it.")
+    raise ValueError(f"LOG must end in .parquet, .csv or .csv.gz, got {str(path)!r}; convert it.")
 
 
 def read_log(frame: pd.DataFrame, arguments: argparse.Namespace) -> LoggedDataset:
@@ -103,7 +104,7 @@ def _labels(labels: list[str] | None, frame: pd.DataFrame, action: str | list[st
     try:
         return [float(label) if "." in label else int(label) for label in labels]
     except ValueError as error:
-        raise ValueError(f"{OWNER}: --actions must be numbers as in column {action!r}, got {labels}.") from error
+        raise ValueError(f"--actions must be numbers as in column {action!r}, got {labels}.") from error
 
 
 # -------------------------------------------------------------------- candidates and estimators
@@ -116,10 +117,10 @@ def read_candidates(given: list[str], frame: pd.DataFrame) -> dict[str, Policy]:
         name, equals, source = text.partition("=")
         if not (name and equals and source):
             raise ValueError(
-                f"{OWNER}: --candidate must be NAME=SOURCE, got {text!r}; SOURCE is a policy file or columns of LOG."
+                f"--candidate must be NAME=SOURCE, got {text!r}; SOURCE is a policy file or columns of LOG."
             )
         if name in candidates:
-            raise ValueError(f"{OWNER}: --candidate must have a name of its own, got {name!r} twice; rename one.")
+            raise ValueError(f"--candidate must have a name of its own, got {name!r} twice; rename one.")
         candidates[name] = _policy(name, source, frame)
     return candidates
 
@@ -127,38 +128,50 @@ def read_candidates(given: list[str], frame: pd.DataFrame) -> dict[str, Policy]:
 def _policy(name: str, source: str, frame: pd.DataFrame) -> Policy:
     if source.endswith(POLICY_SUFFIX):
         if not Path(source).is_file():
-            raise ValueError(f"{OWNER}: --candidate {name}: there is no policy file {source!r}; check the path.")
+            raise ValueError(f"--candidate {name}: there is no policy file {source!r}; check the path.")
         policy: Policy = load_policy(source)
         return policy
     columns = source.split(",")
     missing = [column for column in columns if column not in frame]
     if missing:
         raise ValueError(
-            f"{OWNER}: --candidate {name} must name a policy file ({POLICY_SUFFIX}) or columns of LOG, got {missing}"
-            f"{_suggestion(missing[0], list(map(str, frame)))}."
+            f"--candidate {name} must name a policy file ({POLICY_SUFFIX}) or columns of LOG, got {missing}; "
+            + _suggestion(missing[0], list(map(str, frame)))
         )
     return ColumnPolicy(columns[0] if len(columns) == 1 else columns)
 
 
-def read_estimators(given: list[str] | None, gamma: float, propensities: bool) -> list[OffPolicyEstimator]:
-    """Return the estimators of these names (and settings), all with this gamma."""
-    names = given or (WITH_PROPENSITIES if propensities else WITHOUT_PROPENSITIES)
-    return [_estimator(text, gamma) for text in names]
+def with_copies(frame: pd.DataFrame, candidates: Mapping[str, Policy], arguments: argparse.Namespace) -> pd.DataFrame:
+    """Copy the propensities for a candidate that reads them: the logging policy itself, valued as a candidate."""
+    logged = arguments.behavior_prob
+    readers = [
+        policy for policy in candidates.values() if isinstance(policy, ColumnPolicy) and policy.columns == logged
+    ]
+    if not readers:
+        return frame
+    for policy in readers:
+        policy.columns = f"{logged} (candidate)"
+    return frame.assign(**{f"{logged} (candidate)": frame[logged]})
+
+
+def read_estimators(arguments: argparse.Namespace) -> list[OffPolicyEstimator]:
+    """Return the estimators of the given names (and settings), or those that suit the log, all with one gamma."""
+    propensities = arguments.behavior_prob or arguments.behavior_log_prob or arguments.estimate_behavior
+    names = arguments.estimators or (WITH_PROPENSITIES if propensities else WITHOUT_PROPENSITIES)
+    return [_estimator(text, arguments.gamma) for text in names]
 
 
 def _estimator(text: str, gamma: float) -> OffPolicyEstimator:
     name, settings = parse_call(text)
     known = ope.estimators.__all__
     if name not in known:
-        raise ValueError(
-            f"{OWNER}: --estimators must be among {', '.join(known)}, got {name!r}{_suggestion(name, known)}."
-        )
+        raise ValueError(f"--estimators must be among {', '.join(known)}, got {name!r}; {_suggestion(name, known)}")
     if "gamma" in settings:
-        raise ValueError(f"{OWNER}: --estimators must not set gamma, got {text!r}; pass --gamma.")
+        raise ValueError(f"--estimators must not set gamma, got {text!r}; pass --gamma.")
     try:
         estimator: OffPolicyEstimator = getattr(ope.estimators, name)(gamma=gamma, **settings)
     except TypeError as error:
-        raise ValueError(f"{OWNER}: --estimators: {error}; its settings are those of ope.estimators.{name}.") from error
+        raise ValueError(f"--estimators: {error}; its settings are those of ope.estimators.{name}.") from error
     return estimator
 
 
@@ -180,14 +193,12 @@ def parse_call(text: str) -> tuple[str, Mapping[str, Any]]:
                 return tree.func.id, settings
     except (SyntaxError, ValueError):
         pass
-    raise ValueError(
-        f"{OWNER}: --estimators must be Name or Name(setting=value, ...), got {text!r}; quote it in a shell."
-    )
+    raise ValueError(f"--estimators must be Name or Name(setting=value, ...), got {text!r}; quote it in a shell.")
 
 
 def _suggestion(name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else "; check the spelling"
+    return f"did you mean {close[0]!r}?" if close else "check the spelling."
 
 
 # -------------------------------------------------------------------- output
@@ -199,9 +210,9 @@ def check_output(output: str | None) -> None:
         return
     path = Path(output)
     if path.suffix not in (".csv", ".parquet"):
-        raise ValueError(f"{OWNER}: --output must end in .csv or .parquet, got {output!r}.")
+        raise ValueError(f"--output must end in .csv or .parquet, got {output!r}.")
     if not path.parent.is_dir():
-        raise ValueError(f"{OWNER}: --output must lie in a folder that exists, got {output!r}; make the folder.")
+        raise ValueError(f"--output must lie in a folder that exists, got {output!r}; make the folder.")
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -90,6 +90,7 @@ def from_minari(
     keys = {"behavior_prob": behavior_prob, "behavior_log_prob": behavior_log_prob}
     parts: dict[str, list[npt.NDArray[Any]]] = {}
     for episode in source.iterate_episodes():
+        _check_steps(episode)
         observations = flat(episode.observations)
         found = {
             "states": observations[:-1],
@@ -197,11 +198,11 @@ def _end(episode: EpisodeData, horizon: int | None) -> End:
             f"{OWNER}: an episode must be flagged in its last step only, got a flag in step {step} of "
             f"{len(terminated)} in episode {episode.id}; split it there."
         )
-    if len(terminated) and terminated[-1]:
+    if terminated[-1]:
         return End.TERMINAL
     if len(terminated) == horizon:
         return End.HORIZON
-    if len(truncated) and truncated[-1]:
+    if truncated[-1]:
         return End.TRUNCATED
     raise ValueError(
         f"{OWNER}: an episode must end with a flag, got none after {len(terminated)} steps of episode "
@@ -222,10 +223,13 @@ def _info(episode: EpisodeData, key: str, name: str) -> npt.NDArray[Any]:
     return values[:-1] if np.isnan(values[-1]) and not np.isnan(values[0]) else values[1:]
 
 
+def _check_steps(episode: EpisodeData) -> None:
+    if len(episode.rewards) == 0:
+        raise ValueError(f"{OWNER}: an episode must have a step, got none in episode {episode.id}; filter it out.")
+
+
 def _check_lengths(episode: EpisodeData, found: dict[str, Any]) -> None:
     steps = len(episode.rewards)
-    if steps == 0:
-        raise ValueError(f"{OWNER}: an episode must have a step, got none in episode {episode.id}; filter it out.")
     rows = ("states", "actions", "behavior_prob", "behavior_log_prob")
     wrong = {name: len(found[name]) for name in rows if name in found and len(found[name]) != steps}
     if wrong:

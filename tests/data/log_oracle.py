@@ -48,7 +48,7 @@ def _episode(rng: np.random.Generator, identifier: int, mode: str) -> list[dict[
     if mode == "next_states" and (end == End.TRUNCATED or rng.random() < 0.5):
         rows[-1]["x_next"], rows[-1]["y_next"] = rng.normal(size=2)
     if mode == "state_only":
-        rows[-1] |= {"act": None, "r": np.nan, "p": np.nan}
+        rows[-1] |= {"act": np.nan, "r": np.nan, "p": np.nan}
     flagged = rows[-1 - int(mode == "state_only" and rng.random() < 0.5)] if len(rows) > 1 else rows[-1]
     flagged["dead"], flagged["lost"] = end == End.TERMINAL, end == End.TRUNCATED
     return rows

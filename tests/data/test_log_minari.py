@@ -312,6 +312,14 @@ def test_bad_data_sets(name: str) -> None:
         assert re.search(fragment, str(caught.value)), f"{fragment!r} is not in: {caught.value}"
 
 
+def test_episode_without_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing = np.zeros(0)
+    empty = minari.EpisodeData(7, np.zeros((1, 2)), nothing, nothing, nothing, nothing, {})
+    monkeypatch.setattr(minari.MinariDataset, "iterate_episodes", lambda _: iter([empty]))
+    with pytest.raises(ValueError, match="an episode must have a step, got none in episode 7; filter it out"):
+        from_minari(stored(buffers()))
+
+
 def test_minari_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "minari", None)
     with pytest.raises(ImportError, match=r"from_minari needs Minari.*ope-learn\[minari\]"):

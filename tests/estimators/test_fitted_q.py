@@ -219,6 +219,16 @@ def test_without_discounting_and_termination_there_is_no_value() -> None:
     assert fit(shifted, 1.0, tol=1e-3, max_iter=200).verdict.level is Level.REFUSE
 
 
+@stationary_or_not
+def test_specification_test_reads_episodes_by_their_weight(stationary: bool) -> None:
+    case = random_case(9, n=60, ends=("terminal", "horizon", "truncated"))
+    kept = np.arange(60) % 3 > 0
+    weighted = fit(case, weight=kept.astype(float), stationary=stationary)
+    chosen = fit(Case(case.log.select(kept), case.b, case.pi), stationary=stationary)
+    p = chosen.diagnostics["specification_p"]
+    assert weighted.diagnostics["specification_p"] == pytest.approx(p, rel=1e-6)
+
+
 def test_hidden_states_are_found() -> None:
     estimate = fit(sampled(ModelFail(), 500), 1.0)
     assert estimate.verdict.level is Level.REFUSE

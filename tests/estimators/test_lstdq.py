@@ -483,6 +483,19 @@ def test_specification_test_keeps_its_size(problem: TabularProblem, stationary: 
     assert np.mean(p < 0.2) > 0.05
 
 
+@stationary_or_not
+@pytest.mark.parametrize("ends", [("terminal", "truncated"), ("terminal", "horizon", "truncated")], ids="-".join)
+def test_specification_test_reads_episodes_by_their_weight(ends: tuple[str, ...], stationary: bool) -> None:
+    case = random_case(19, n=60, ends=ends)
+    kept = np.arange(60) % 3 > 0
+    weighted = fit(case, weight=kept.astype(float), stationary=stationary)
+    chosen = fit(Case(case.log.select(kept), case.b, case.pi), stationary=stationary)
+    p = chosen.diagnostics["specification_p"]
+    assert weighted.diagnostics["specification_p"] == pytest.approx(p, rel=1e-8)
+    doubled = fit(case, weight=kept + kept.astype(float), stationary=stationary)
+    assert doubled.diagnostics["specification_p"] == pytest.approx(p, rel=1e-8)
+
+
 @pytest.mark.parametrize("problem", [ModelFail(), Hybrid()], ids=repr)
 def test_specification_test_finds_hidden_states(problem: TabularProblem) -> None:
     for seed in range(5):

@@ -1,214 +1,27 @@
-"""Learners: their losses against plain loops, their laws, and one small problem solved end to end."""
+"""What learners learn, the laws all of them obey, and bad input."""
 
 from __future__ import annotations
 
 import copy
 import math
 import pickle
-import signal
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 import torch
+from learner_logs import LEARNERS, SMALL, random_log, same_policy
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
-from torch.nn import functional
 
 from ope.dataset import LoggedDataset
-from ope.neural.history import Outcome
-from ope.neural.networks import MLP
-from ope.neural.serialization import load_policy, write_sealed
-from ope.neural.transitions import Batch, Transitions
 from ope.policies._neural import NeuralLearner
-from ope.policies._runs import LearnerEvent
-from ope.policies.bcq import BCQ, BCQStep
-from ope.policies.behavior_cloning import BehaviorCloning, CloningStep
+from ope.policies.bcq import BCQ
+from ope.policies.behavior_cloning import BehaviorCloning
 from ope.policy import expectation, log_prob_logged, overlap, probabilities
 from ope.schema import End
-
-SMALL: dict[str, Any] = {"hidden": (16, 16), "n_updates": 120, "batch_size": 32, "log_every": 20, "learning_rate": 3e-3}
-LEARNERS = [BCQ, BehaviorCloning]
-
-
-@pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """Interrupts are ignored where tests run in the background; these need them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-def random_log(
-    n_episodes: int = 40, length: int = 5, *, masked: bool = False, continuous: bool = False, seed: int = 0
-) -> LoggedDataset:
-    """Random walks with three actions (or two continuous ones), ends of all kinds, final states known."""
-    rng = np.random.default_rng(seed)
-    n = n_episodes * length
-    codes = rng.integers(0, 3, n)
-    mask = rng.random((n, 3)) < 0.7
-    mask[np.arange(n), codes] = True
-    final_mask = rng.random((n_episodes, 3)) < 0.7
-    final_mask[:, 0] = True
-    actions: npt.NDArray[Any] = (
-        rng.normal(size=(n, 2)) * [1.0, 20.0] + [0.0, 5.0] if continuous else np.array(["a", "b", "c"])[codes]
-    )
-    return LoggedDataset.from_arrays(
-        states=rng.normal(size=(n, 3)) * [1.0, 10.0, 0.1],
-        actions=actions,
-        rewards=rng.normal(size=n) + codes,
-        lengths=[length] * n_episodes,
-        ends=rng.choice([End.TERMINAL, End.HORIZON, End.TRUNCATED], n_episodes),
-        final_states=rng.normal(size=(n_episodes, 3)),
-        action_mask=mask if masked else None,
-        final_action_mask=final_mask if masked else None,
-        feature_names=["x", "y", "z"],
-    )
-
-
-def plain(network: MLP, k: int, x: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    h = x
-    for layer in range(len(network.sizes) - 1):
-        h = h @ parameters[f"weight{layer}"][k] + parameters[f"bias{layer}"][k, 0]
-        if layer < len(network.sizes) - 2:
-            h = torch.clamp(h, min=0.0)
-    return h
-
-
-# -------------------------------------------------------------------- losses against plain loops
-
-
-def bcq_step(masked: bool) -> tuple[BCQStep, Transitions]:
-    data = Transitions.from_dataset(random_log(masked=masked))
-    learners = [
-        BCQ(hidden=(8,), gamma=0.9, threshold=0.6, logit_penalty=0.01, random_state=0),
-        BCQ(hidden=(8,), gamma=0.5, threshold=0.0, logit_penalty=0.3, random_state=1),
-    ]
-    step = BCQ._step(learners, data, [0, 1])
-    assert isinstance(step, BCQStep)
-    # A target network of its own, so that a target from the online network would be seen.
-    step.q_target.initialize([torch.Generator().manual_seed(s) for s in (7, 8)])
-    return step, data
-
-
-def bcq_loss_of_model(
-    step: BCQStep, batch: Batch, k: int, gamma: float, threshold: float, penalty: float
-) -> torch.Tensor:
-    """Compute the loss of the authors' code one transition at a time, without the ReLU on the imitation logits."""
-    q_net, g_net = step.networks["q"].parameters.views, step.networks["imitation"].parameters.views
-    td_terms, nll_terms, squares = [], [], []
-    for i in range(batch.shape[1]):
-        action = int(batch.actions[k, i])
-        logits = plain(step.imitation, k, batch.states[k, i], g_net)
-        squares.append((logits**2).mean())
-        allowed = range(3) if batch.action_mask is None else torch.nonzero(batch.action_mask[k, i]).ravel().tolist()
-        nll_terms.append(torch.logsumexp(logits[list(allowed)], 0) - logits[action])
-        target = float(batch.rewards[k, i])
-        if float(batch.continues[k, i]) == 1.0:
-            with torch.no_grad():
-                next_logits = plain(step.imitation, k, batch.next_states[k, i], g_net)
-                next_q = plain(step.q, k, batch.next_states[k, i], q_net)
-                target_q = plain(step.q_target, k, batch.next_states[k, i], step.q_target.parameters.views)
-            mask = batch.next_action_mask
-            available = [a for a in range(3) if mask is None or bool(mask[k, i, a])]
-            probs = {a: math.exp(float(next_logits[a])) for a in available}
-            supported = [a for a in available if probs[a] / max(probs.values()) > threshold]
-            best = max(supported, key=lambda a: float(next_q[a]))
-            target += gamma * float(target_q[best])
-        error = plain(step.q, k, batch.states[k, i], q_net)[action] - target
-        td_terms.append(0.5 * error**2 if abs(float(error.detach())) < 1 else error.abs() - 0.5)
-    with_target = [term for term, known in zip(td_terms, batch.bellman[k], strict=True) if float(known) == 1.0]
-    return torch.stack(with_target).mean() + torch.stack(nll_terms).mean() + penalty * torch.stack(squares).mean()
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_bcq_loss_and_gradients_equal_a_plain_loop(masked: bool) -> None:
-    step, data = bcq_step(masked)
-    excluded = int(np.flatnonzero(random_log().ends == End.TRUNCATED)[0]) * 5 + 4
-    data.bellman[excluded] = 0.0
-    index = torch.tensor([[excluded, *range(0, 90, 2)], [*range(1, 92, 2)]])
-    batch = Batch(data, index)
-    assert float(batch.continues.min()) == 0.0
-    found = step.losses(batch)["loss"]
-    expected = torch.stack(
-        [bcq_loss_of_model(step, batch, 0, 0.9, 0.6, 0.01), bcq_loss_of_model(step, batch, 1, 0.5, 0.0, 0.3)]
-    )
-    torch.testing.assert_close(found, expected)
-    leaves = [view for name in ("q", "imitation") for view in step.networks[name].parameters.views.values()]
-    for ours, theirs in zip(
-        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
-
-
-def test_bcq_update_is_one_adam_step_then_one_polyak_step() -> None:
-    step, data = bcq_step(False)
-    batch = Batch(data, torch.arange(20).repeat(2, 1))
-    views = [view for name in ("q", "imitation") for view in step.networks[name].parameters.views.values()]
-    gradients = torch.autograd.grad(step.losses(batch)["loss"].sum(), views)
-    before = [view.detach().clone() for view in views]
-    target = step.q_target.parameters.flat.clone()
-    step.update(batch)
-    for old, new, gradient in zip(before, views, gradients, strict=True):
-        # The first step of Adam: m / (sqrt(v) + eps) = g / (|g| + eps).
-        torch.testing.assert_close(new.detach(), old - 3e-4 * gradient / (gradient.abs() + 1e-8), rtol=1e-4, atol=2e-6)
-    torch.testing.assert_close(step.q_target.parameters.flat, 0.995 * target + 0.005 * step.q.parameters.flat)
-
-
-def test_bcq_defaults_are_the_papers() -> None:
-    learner = BCQ()
-    assert (learner.gamma, learner.threshold, learner.tau, learner.logit_penalty) == (0.99, 0.3, 0.005, 0.01)
-    assert (learner.hidden, learner.batch_size, learner.learning_rate) == ((256, 256), 256, 3e-4)
-
-
-@pytest.mark.parametrize("masked", [False, True])
-def test_discrete_cloning_loss_equals_a_plain_loop(masked: bool) -> None:
-    data = Transitions.from_dataset(random_log(masked=masked))
-    step = BehaviorCloning._step([BehaviorCloning(hidden=(8,)), BehaviorCloning(hidden=(8,))], data, [0, 1])
-    assert isinstance(step, CloningStep)
-    batch = Batch(data, torch.tensor([range(30), range(30, 60)]))
-    expected = []
-    for k in range(2):
-        terms = []
-        for i in range(30):
-            logits = plain(step.policy, k, batch.states[k, i], step.policy.parameters.views)
-            available = [a for a in range(3) if batch.action_mask is None or bool(batch.action_mask[k, i, a])]
-            total = sum((torch.exp(logits[a]) for a in available), torch.zeros(()))
-            terms.append(torch.log(total) - logits[int(batch.actions[k, i])])
-        expected.append(torch.stack(terms).mean())
-    check_loss(step, batch, torch.stack(expected))
-
-
-def test_gaussian_cloning_loss_equals_a_plain_loop() -> None:
-    data = Transitions.from_dataset(random_log(continuous=True))
-    step = BehaviorCloning._step([BehaviorCloning(hidden=(8,)), BehaviorCloning(hidden=(8,))], data, [0, 1])
-    assert isinstance(step, CloningStep)
-    batch = Batch(data, torch.tensor([range(30), range(30, 60)]))
-    expected = []
-    for k in range(2):
-        terms = []
-        for i in range(30):
-            output = plain(step.policy, k, batch.states[k, i], step.policy.parameters.views)
-            std = torch.exp(-5 + 3.5 * (1 + torch.tanh(output[2:])))
-            z = (batch.actions[k, i] - output[:2]) / std
-            terms.append((z**2 / 2 + torch.log(std * math.sqrt(2 * math.pi))).sum())
-        expected.append(torch.stack(terms).mean())
-    check_loss(step, batch, torch.stack(expected))
-
-
-def check_loss(step: CloningStep, batch: Batch, expected: torch.Tensor) -> None:
-    found = step.losses(batch)["loss"]
-    torch.testing.assert_close(found, expected)
-    leaves = list(step.policy.parameters.views.values())
-    for ours, theirs in zip(
-        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(expected.sum(), leaves), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
-
 
 # -------------------------------------------------------------------- what is learned
 
@@ -357,13 +170,6 @@ def test_a_constant_action_has_a_narrow_density() -> None:
 # -------------------------------------------------------------------- laws of every learner
 
 
-def same_policy(one: NeuralLearner, other: NeuralLearner) -> None:
-    assert set(one.networks_) == set(other.networks_)
-    for name, network in one.networks_.items():
-        assert torch.equal(network.parameters.flat, other.networks_[name].parameters.flat)
-    assert one.history_.equals(other.history_)
-
-
 @pytest.mark.parametrize("learner_class", LEARNERS)
 def test_equal_seeds_give_equal_bits_and_different_ones_do_not(learner_class: Any) -> None:
     log = random_log()
@@ -495,204 +301,6 @@ def test_copies_and_pickles_are_the_same_policy(copier: Any, continuous: bool) -
     np.testing.assert_array_equal(twin.checkpoints_[0].predict(log.states), policy.checkpoints_[0].predict(log.states))
 
 
-# -------------------------------------------------------------------- files
-
-
-@pytest.mark.parametrize(
-    ("learner_class", "continuous"), [(BCQ, False), (BehaviorCloning, False), (BehaviorCloning, True)]
-)
-def test_saved_and_loaded_is_the_same_policy(learner_class: Any, continuous: bool, tmp_path: Path) -> None:
-    log = random_log(continuous=continuous)
-    settings = {
-        **SMALL,
-        "random_state": np.int64(3),
-        "checkpoint_path": tmp_path / "run",
-        "callbacks": [lambda _: None],
-    }
-    policy = learner_class(**settings).fit(log)
-    policy.save(tmp_path / "policy")
-    loaded = load_policy(tmp_path / "policy")
-    assert type(loaded) is learner_class
-    expected = {**policy.get_params(), "callbacks": None, "checkpoint_path": str(tmp_path / "run")}
-    assert loaded.get_params() == expected
-    same_policy(loaded, policy)
-    np.testing.assert_array_equal(loaded.predict(log.states), policy.predict(log.states))
-    np.testing.assert_array_equal(log_prob_logged(loaded, log), log_prob_logged(policy, log))
-    np.testing.assert_array_equal(loaded.training_episode_keys_, np.sort(log.episode_keys))
-    assert loaded.labels is None if continuous else loaded.labels.dtype == np.dtype("<U1")
-    assert loaded.status_ == policy.status_
-    assert loaded.feature_names_in_.tolist() == ["x", "y", "z"]
-    loaded.save(tmp_path / "again")
-    assert (tmp_path / "again").read_bytes() == (tmp_path / "policy").read_bytes()
-
-
-def test_altered_policy_files_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "policy"
-    BCQ(**SMALL).fit(random_log()).save(path)
-    content = path.read_bytes()
-    for position in range(0, len(content), 97):
-        changed = bytearray(content)
-        changed[position] ^= 0x10
-        path.write_bytes(changed)
-        with pytest.raises(ValueError, match="load_policy: `path` must name"):
-            load_policy(path)
-    path.write_bytes(content[:-1])
-    with pytest.raises(ValueError, match="load_policy: `path` must name an intact file"):
-        load_policy(path)
-
-
-def test_what_cannot_be_stored_is_said(tmp_path: Path) -> None:
-    with pytest.raises(NotFittedError, match=r"BCQ is not fitted; call fit\(data\)"):
-        BCQ().save(tmp_path / "policy")
-    policy = BCQ(**SMALL).fit(random_log())
-    policy.progress = object()  # type: ignore[assignment]
-    with pytest.raises(TypeError, match=r"BCQ.save: `progress` must be a number, string, tuple or None"):
-        policy.save(tmp_path / "policy")
-
-
-# -------------------------------------------------------------------- interruption and resumption
-
-
-def interrupt_at(update: int) -> Any:
-    def callback(event: LearnerEvent) -> None:
-        if event.update == update:
-            raise KeyboardInterrupt
-
-    return callback
-
-
-@pytest.mark.parametrize("learner_class", LEARNERS)
-def test_interrupted_and_resumed_equals_uninterrupted_to_the_bit(learner_class: Any) -> None:
-    log = random_log()
-    whole = learner_class(**SMALL, checkpoints=4).fit(log)
-    learner = learner_class(**SMALL, checkpoints=4, callbacks=[interrupt_at(60)])
-    with pytest.warns(UserWarning, match=f"{learner_class.__name__}: training interrupted after 60 of 120 updates"):
-        learner.fit(log)
-    assert learner.status_.outcome is Outcome.INTERRUPTED
-    assert learner.n_updates_ == 60
-    same_policy(learner, learner_class(**{**SMALL, "n_updates": 60}).fit(log))
-    learner = pickle.loads(pickle.dumps(learner.set_params(callbacks=None))).resume(log)
-    same_policy(learner, whole)
-    assert learner.status_ == whole.status_
-    for ours, theirs in zip(learner.checkpoints_, whole.checkpoints_, strict=True):
-        same_policy(ours, theirs)
-    assert not hasattr(learner, "training_state_")
-
-
-def test_ctrl_c_keeps_what_was_learned() -> None:
-    log = random_log()
-
-    def press(event: LearnerEvent) -> None:
-        if event.update == 40:
-            signal.raise_signal(signal.SIGINT)
-
-    learner = BCQ(**SMALL, callbacks=[press])
-    with pytest.warns(UserWarning, match="what was learned is kept, and `resume` goes on from there"):
-        learner.fit(log)
-    assert learner.predict_proba(log.states).shape == (200, 3)
-    same_policy(learner.resume(log), BCQ(**SMALL).fit(log))
-
-
-def test_a_run_resumes_from_its_file_in_another_object(tmp_path: Path) -> None:
-    log, path = random_log(), tmp_path / "run"
-    with pytest.warns(UserWarning, match="interrupted"):
-        BCQ(**SMALL, checkpoints=4, checkpoint_path=path, callbacks=[interrupt_at(80)]).fit(log)
-    resumed = BCQ(**SMALL, checkpoints=4).resume(log, path)
-    same_policy(resumed, BCQ(**SMALL, checkpoints=4).fit(log))
-    assert [checkpoint.n_updates_ for checkpoint in resumed.checkpoints_] == [30, 60, 90, 120]
-
-
-def test_a_finished_run_may_train_for_longer(tmp_path: Path) -> None:
-    log, path = random_log(), tmp_path / "run"
-    BCQ(**SMALL, checkpoint_path=path).fit(log)
-    longer = {**SMALL, "n_updates": 200}
-    same_policy(BCQ(**longer).resume(log, path), BCQ(**longer).fit(log))
-
-
-def test_many_are_interrupted_and_resumed_together(tmp_path: Path) -> None:
-    log = random_log()
-    whole = BCQ.fit_many(log, [BCQ(**SMALL, random_state=seed) for seed in (0, 1)])
-    learners = [
-        BCQ(**SMALL, random_state=seed, callbacks=[interrupt_at(60)], checkpoint_path=tmp_path / str(seed))
-        for seed in (0, 1)
-    ]
-    with pytest.warns(UserWarning, match="interrupted"):
-        BCQ.fit_many(log, learners)
-    for learner in learners:
-        learner.set_params(callbacks=None)
-    alone = copy.deepcopy(learners[1]).resume(log)
-    for ours, theirs in zip(BCQ.fit_many(log, learners, resume=True), whole, strict=True):
-        same_policy(ours, theirs)
-    np.testing.assert_allclose(alone.history_, whole[1].history_, rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="`checkpoint_path` must be another file for each learner"):
-        BCQ.fit_many(log, [BCQ(**SMALL, random_state=seed, checkpoint_path=tmp_path / "run") for seed in (0, 1)])
-
-
-def test_only_the_same_run_resumes(tmp_path: Path) -> None:
-    log, path = random_log(), tmp_path / "run"
-    with pytest.raises(ValueError, match=r"BCQ.resume: no interrupted run is kept; call fit"):
-        BCQ(**SMALL).resume(log)
-    BCQ(**SMALL, checkpoint_path=path).fit(log)
-    with pytest.raises(ValueError, match="must be the log of the run, got another one"):
-        BCQ(**SMALL).resume(random_log(seed=1), path)
-    relabelled = log.replace(action_labels=np.array(["a", "b", "d"]))
-    with pytest.raises(ValueError, match="must be the log of the run, got another one"):
-        BCQ(**SMALL).resume(relabelled, path)
-    with pytest.raises(ValueError, match=r"settings must be those of the run \(gamma=0.99, tau=0.005\)"):
-        BCQ(**SMALL, gamma=0.5, tau=0.1).resume(log, path)
-    with pytest.raises(ValueError, match="`n_updates` must be at least the 120 updates done, got 50"):
-        BCQ(**{**SMALL, "n_updates": 50}).resume(log, path)
-    with pytest.raises(ValueError, match="the run must be one of BehaviorCloning, got one of BCQ"):
-        BehaviorCloning(**SMALL).resume(log, path)
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"BCQ.resume: `path` must name an intact file"):
-        BCQ(**SMALL).resume(log, path)
-    write_sealed(path, "thing", {}, {})
-    with pytest.raises(ValueError, match=r"of kind 'ope-training', got .* of kind 'thing'"):
-        BCQ(**SMALL).resume(log, path)
-
-
-# -------------------------------------------------------------------- divergence and callbacks
-
-
-def test_divergence_is_said_and_the_last_sound_policy_kept() -> None:
-    log = random_log()
-    huge = log.replace(rewards=log.rewards * 1e30)
-    learner = BCQ(**{**SMALL, "n_updates": 5000, "gamma": 1.0, "learning_rate": 1e30})
-    with pytest.warns(UserWarning, match="BCQ: training diverged: .* lower the learning rate, or scale the rewards"):
-        learner.fit(huge)
-    assert learner.status_.outcome is Outcome.DIVERGED
-    assert learner.predict_proba(log.states).sum() == 200
-
-
-def test_a_callback_evaluates_the_policy_learned_so_far_and_stops(tmp_path: Path) -> None:
-    log, seen = random_log(), []
-
-    def stop_at_60(event: LearnerEvent) -> bool:
-        seen.append((event.update, event.n_updates, event.policy(), event.metrics))
-        return event.update >= 60
-
-    learner = BCQ(**SMALL, callbacks=[stop_at_60]).fit(log)
-    assert [entry[:2] for entry in seen] == [(20, 120), (40, 120), (60, 120)]
-    for update, _, policy, metrics in seen:
-        shorter = BCQ(**{**SMALL, "n_updates": update}).fit(log)
-        np.testing.assert_array_equal(policy.predict_proba(log.states), shorter.predict_proba(log.states))
-        assert metrics["loss"] == shorter.history_["loss"].iloc[-1]
-        assert overlap(policy, log) == 40
-    policy.save(tmp_path / "policy")
-    np.testing.assert_array_equal(load_policy(tmp_path / "policy").predict(log.states), policy.predict(log.states))
-    assert str(learner.status_) == "stopped by a callback after 60 of 120 updates"
-
-
-def test_each_of_many_stops_by_its_own_callback() -> None:
-    log = random_log()
-    learners = [BCQ(**SMALL), BCQ(**SMALL, random_state=1, callbacks=[lambda event: event.update == 40])]
-    fitted = BCQ.fit_many(log, learners)
-    assert [learner.n_updates_ for learner in fitted] == [120, 40]
-
-
 # -------------------------------------------------------------------- bad input
 
 
@@ -773,9 +381,3 @@ def test_states_are_standardised_unless_told_otherwise() -> None:
     np.testing.assert_allclose(with_scale.scale, log.states.std(axis=0) + 1e-3)
     without = BehaviorCloning(**SMALL, normalize_states=False).fit(log).origin_.states
     np.testing.assert_array_equal(without.transform(log.states), log.states)
-
-
-def test_smooth_l1_has_its_corner_at_one() -> None:
-    # The loss of torch that the learner uses and the formula of the plain loop agree by definition of beta = 1.
-    errors = torch.tensor([0.5, 3.0])
-    assert functional.smooth_l1_loss(errors, torch.zeros(2), reduction="none").tolist() == [0.125, 2.5]
