@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import platform
 import resource
 import statistics
@@ -234,6 +235,13 @@ def measure(rows: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
+def check_values(runs: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise unless the library and the textbook formula agree on the first candidate."""
+    ours, plain = runs["PDIS"][0]["values"][0], runs["plain NumPy PDIS"][0]["values"][0]
+    if not math.isclose(ours, plain, rel_tol=1e-6):
+        raise RuntimeError(f"per-decision importance sampling gives {ours!r}, the plain formula {plain!r}")
+
+
 def median_of(pairs: Sequence[Sequence[float]], clock: int) -> float:
     """Return the median by the wall (0) or the processor's clock (1)."""
     return statistics.median(pair[clock] for pair in pairs)
@@ -314,6 +322,7 @@ def main() -> int:
         make_log(arguments.folder, arguments.rows)
         return 0
     runs = measure(arguments.rows, arguments.rounds)
+    check_values(runs)
     summaries = {name: summarise(name, of_case) for name, of_case in runs.items()}
     show(summaries)
     if arguments.rows != ROWS:

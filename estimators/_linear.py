@@ -157,6 +157,32 @@ def _solve_time_indexed(sums: LinearSums, start: FloatArray, gamma: float, ridge
     return LinearSolution(theta[:-1], adjoint, inverse, support, start, float(start @ theta[0]), condition, bias)
 
 
+def plug_in_gradient(
+    block: FeatureBlock, coefficient: FloatArray, n_values: int, episode_weight: FloatArray
+) -> FloatArray:
+    """Return the gradient of sum_i omega_i c_i Vhat(s_T) in theta, shape (S, k); the last known state stands for an unknown one."""
+    last = block.offsets[1:] - 1
+    known = block.used[last]
+    features = np.where(known[:, None], block.phi_next[last], block.phi_bar[last])
+    step = block.steps[last] + known if n_values > 1 else np.zeros(len(last), dtype=np.int64)
+    inside = step < n_values  # nothing follows the horizon
+    gradient = np.zeros((n_values, features.shape[1]))
+    np.add.at(gradient, step[inside], ((episode_weight * coefficient)[:, None] * features)[inside])
+    return gradient
+
+
+def adjoint_of(gradient: FloatArray, sums: LinearSums, solution: LinearSolution, gamma: float) -> FloatArray:
+    """Return u with gradient' dtheta = sum u' phi eps, shape (S, k)."""
+    if len(gradient) == 1:
+        return np.asarray(solution.inverse[0].T @ gradient[0])[None]
+    u = np.zeros_like(gradient)
+    ahead = np.zeros(gradient.shape[1])
+    for t, (inverse, cross) in enumerate(zip(solution.inverse, sums.cross, strict=True)):
+        u[t] = inverse @ (gradient[t] + ahead)
+        ahead = gamma * cross.T @ u[t]
+    return u
+
+
 def value_index(block: FeatureBlock, n_values: int) -> IntArray:
     """Return which value function serves each row, shape (n,)."""
     return np.zeros(len(block.steps), dtype=np.int64) if n_values == 1 else block.steps

@@ -44,3 +44,13 @@ class QEstimator(OffPolicyEstimator):
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> QModel:
         """Fit the Q function of `policy` and return it."""
         raise NotImplementedError
+
+    def plug_in_influence(
+        self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray, coefficient: FloatArray
+    ) -> FloatArray | None:
+        """Return the influence of the estimated Q on mean(c_i Vhat(s_T)), shape (n_episodes,); None if it is not known.
+
+        Where the process goes on to a state that was not recorded, the last recorded state stands for s_T.
+        """
+        del data, policy, episode_weight, coefficient
+        return None

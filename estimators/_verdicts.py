@@ -131,6 +131,16 @@ def judge_tail(tail: float, std_error: float) -> tuple[Finding, float]:
     ), 0.0
 
 
+def judge_plug_in(value: float, influence: FloatArray, known: bool) -> Finding:
+    """Judge what the Q model alone says of the time after the recording, where its error is not in the influence."""
+    if known or abs(value) <= THRESHOLDS.tail_harmless * standard_error(influence):
+        return None
+    return Level.CAUTION, (
+        f"What follows truncated episodes ({value:.3g} of the value) is known from the Q model alone, whose error is not in the interval. Use q=LSTDQ(), "
+        "whose error is known, or `ope.bootstrap`."
+    )
+
+
 def judge_propensities(data: LoggedDataset, orthogonal: bool) -> Finding:
     """Judge where the propensities come from: importance sampling needs in-sample parametric ones."""
     source = data.behavior_source

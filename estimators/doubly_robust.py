@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -124,6 +124,7 @@ class _Fit:
     log_w: FloatArray
     summary: weights.WeightSummary
     totals: weights.StepTotals
+    plug_in_known: bool = True
 
 
 class DoublyRobust(OffPolicyEstimator):
@@ -145,7 +146,9 @@ class DoublyRobust(OffPolicyEstimator):
     Notes
     -----
     X_i = Vhat(s_0) + sum_t gamma^t W_t (r_t + gamma Vhat(s_{t+1}) - Qhat(s_t, a_t)); the value is the mean, psi_i = X_i - V.
-    Nothing follows a terminal; a truncated episode goes on with Vhat of its final state. Estimated propensities are taken from
+    Nothing follows a terminal; a truncated episode goes on with Vhat of its final state, which nothing corrects: psi_i then holds
+    the influence of the estimated Q on mean(gamma^T W_{T-1} Vhat(s_T)) as well, u' sum_t phi_it eps_it with A' u its gradient,
+    where the model is `LSTDQ`; where it is another, the verdict says that it is missing. Estimated propensities are taken from
     their cross-fitted column where the log has one.
 
     References
@@ -207,7 +210,11 @@ class DoublyRobust(OffPolicyEstimator):
         predictions = self._cross_fit(data, policy, weight)
         pseudo, n_left_out = self._pseudo_rewards(data, predictions)
         fit = self._correct(data, policy, pseudo, predictions.v[data.offsets[:-1]], weight)
+        coefficient, v_end = self._plug_in(data, fit, predictions)
+        fit = self._add_plug_in_influence(data, policy, weight, fit, coefficient)
         diagnostics, findings = self._diagnose(data, policy, fit, predictions)
+        diagnostics["plug_in_value"] = float(np.mean(weight * coefficient * v_end))
+        findings.append(verdicts.judge_plug_in(diagnostics["plug_in_value"], fit.influence, fit.plug_in_known))
         diagnostics["left_out_transitions"] = n_left_out
         return self._result(
             data,
@@ -263,6 +270,27 @@ class DoublyRobust(OffPolicyEstimator):
         value = float(np.mean(weight * x))
         scores = x if np.all(weight == 1.0) else None
         return _Fit(value, weight * (x - value), scores, weight * (x - v_0), log_w, summary, totals)
+
+    def _plug_in(self, data: LoggedDataset, fit: _Fit, predictions: QPredictions) -> tuple[FloatArray, FloatArray]:
+        """Return gamma^t W_{t-1} and Vhat of the last known state of every episode that goes on unrecorded, else 0."""
+        goes_on, known = continuing_ends(data, self._stationary(data)), data.final_known()
+        step = data.lengths - ~known  # of the last known state
+        row = np.maximum(data.offsets[:-1] + step - 1, data.offsets[:-1])
+        log_w = fit.log_w[row]
+        w = weights.relative_weights(log_w, np.maximum(step - 1, 0), fit.totals) if self.weighted else np.exp(log_w)
+        coefficient = np.where(goes_on, self._gamma**step * np.where(step > 0, w, 1.0), 0.0)
+        return coefficient, np.where(known, predictions.v_final, predictions.v[data.offsets[1:] - 1])
+
+    def _add_plug_in_influence(
+        self, data: LoggedDataset, policy: Policy, weight: FloatArray, fit: _Fit, coefficient: FloatArray
+    ) -> _Fit:
+        # Corrections end with the recording: what Vhat says of the rest is a plug-in, first order in the errors of Q.
+        if not coefficient.any():
+            return fit
+        psi = self._nested().plug_in_influence(data, policy, weight, coefficient)
+        if psi is None:
+            return replace(fit, scores=None, plug_in_known=False)
+        return replace(fit, influence=fit.influence + psi, scores=None)
 
     def _diagnose(
         self, data: LoggedDataset, policy: Policy, fit: _Fit, predictions: QPredictions

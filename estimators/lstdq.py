@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _linear as linear
@@ -120,6 +121,27 @@ class LSTDQ(QEstimator):
         basis = fit_basis(self.features, data, self.random_state)
         solution = linear.solve(self._sums(data, policy, basis, episode_weight), self._gamma, self.ridge)
         return LinearQModel(basis, solution.theta, self._is_stationary(data), self.n_samples, self.random_state)
+
+    def plug_in_influence(
+        self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray, coefficient: FloatArray
+    ) -> FloatArray:
+        """Return the influence of the estimated theta on mean(c_i Vhat(s_T)), shape (n_episodes,)."""
+        basis, n_values = fit_basis(self.features, data, self.random_state), self._n_values(data)
+        sums = self._sums(data, policy, basis, episode_weight)
+        solution = linear.solve(sums, self._gamma, self.ridge)
+        gradient, first = np.zeros_like(solution.theta), 0
+        for block, seen in self._blocks(data, policy, basis):
+            own = slice(first, first + block.n_episodes)
+            first += block.n_episodes
+            gradient += linear.plug_in_gradient(seen, coefficient[own], n_values, episode_weight[own])
+        u = linear.adjoint_of(gradient, sums, solution, self._gamma)
+        parts = []
+        for _, seen in self._blocks(data, policy, basis):
+            eps = linear.temporal_differences(seen, solution.theta, self._gamma)
+            w = np.einsum("nk,nk->n", seen.phi, u[linear.value_index(seen, n_values)])
+            parts.append(ragged.segment_sum(w * eps, seen.offsets))
+        psi = episode_weight * np.concatenate(parts)
+        return np.asarray(psi - episode_weight * psi.mean())
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         basis = fit_basis(self.features, data, self.random_state)

@@ -140,6 +140,9 @@ def test_columns_survive_as_arrays(kind: str, data: st.DataObject) -> None:
     again = series_of(values_of(column), column.dtype)
     assert again.dtype == column.dtype
     assert again.tolist() == column.tolist()
+    in_order = column.iloc[np.argsort(sort_key(column), kind="stable")].tolist()
+    ordered = isinstance(column.dtype, pd.CategoricalDtype) and column.cat.ordered
+    assert in_order == (column.tolist() if ordered else sorted(column.tolist()))
 
 
 @pytest.mark.parametrize("mode", MODES)

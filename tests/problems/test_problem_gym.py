@@ -28,7 +28,8 @@ BALANCE = EpsilonGreedy(FunctionPolicy(predict=_balance, action_labels=[0, 1]), 
 def _replay(env: Any, seed: int, actions: list[int]) -> tuple[list[Any], list[float], bool, bool]:
     states, rewards, terminated, truncated = [env.reset(seed=seed)[0]], [], False, False
     for action in actions:
-        assert not (terminated or truncated)
+        assert not terminated
+        assert not truncated
         state, reward, terminated, truncated, _ = env.step(action)
         states.append(state)
         rewards.append(float(reward))
@@ -75,10 +76,13 @@ def _exact_value(probs: FloatArray, gamma: float) -> float:
 
 
 def test_mean_return_is_the_exact_value() -> None:
-    returns = GymSimulator("FrozenLake-v1", max_steps=1000).returns(UNIFORM, 20_000, gamma=0.9, random_state=1)
+    # Left in the first cell, up along the first row, down and right below: a way that often succeeds.
+    probs = np.full((16, 4), 0.02) + 0.92 * np.eye(4)[[0, 3, 3, 3, 0, 0, 0, 0, 3, 1, 0, 0, 0, 2, 1, 0]]
+    returns = GymSimulator("FrozenLake-v1", max_steps=2000).returns(TabularPolicy(probs), 4000, gamma=0.99)
     error = returns.std() / np.sqrt(len(returns))
-    assert error < 2e-4
-    assert abs(returns.mean() - _exact_value(UNIFORM.probs, 0.9)) < 4 * error
+    exact = _exact_value(probs, 0.99)
+    assert exact > 30 * error
+    assert abs(returns.mean() - exact) < 4 * error
 
 
 def test_returns_are_those_of_the_log_of_the_same_seed() -> None:
