@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from types import MappingProxyType
+from typing import ClassVar, Protocol
 
 from ope.dataset import LoggedDataset
-from ope.estimator import OffPolicyEstimator
+from ope.estimator import EXACT, OffPolicyEstimator
 from ope.policy import Policy
 from ope.validation import FloatArray
 
@@ -40,6 +42,18 @@ class QModel(Protocol):
 
 class QEstimator(OffPolicyEstimator):
     """Base of methods that fit a Q function: they can also serve as the model of a doubly robust method."""
+
+    laws: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "scale_rewards": EXACT,
+            "permute_episodes": EXACT,
+            "shards_merge": EXACT,
+            "on_policy_mean": "fitted values share rewards between the episodes that pass a state",
+            "one_step_bandit": "rewards are regressed on actions instead of weighted",
+            "padding": "an absorbing state is one more state to fit",
+            "shift_rewards": "a penalised or smoothing fit shrinks the shift too",
+        }
+    )
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> QModel:
         """Fit the Q function of `policy` and return it."""

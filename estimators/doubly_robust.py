@@ -13,7 +13,7 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.diagnostics import effective_sample_size, pareto_k
 from ope.estimate import Estimate
-from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma
+from ope.estimator import EXACT, STATISTICAL, OffPolicyEstimator, inherit_gamma
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
 from ope.estimators._q import QEstimator, QPredictions
@@ -168,7 +168,17 @@ class DoublyRobust(OffPolicyEstimator):
 
     requires: ClassVar[Requirement] = (frozenset({"logged_prob", "all_probs"}), frozenset({"logged_prob", "sample"}))
     needs_propensities: ClassVar[bool] = True
-    laws: ClassVar[Mapping[str, str]] = MappingProxyType({"scale_rewards": EXACT, "permute_episodes": EXACT})
+    laws: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "scale_rewards": EXACT,
+            "permute_episodes": EXACT,
+            "shards_merge": EXACT,
+            "on_policy_mean": STATISTICAL,
+            "one_step_bandit": "the Q model is a control variate, whose mean is 0 in expectation only",
+            "padding": "an absorbing state is one more state for the Q model",
+            "shift_rewards": "the Q model need not be able to express a constant",
+        }
+    )
 
     def __init__(
         self,

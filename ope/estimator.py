@@ -92,7 +92,9 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
 
     @property
     def _gamma(self) -> float:
-        assert self.gamma is not None
+        # An AttributeError, because `dir` and notebooks ask for all attributes, of a nested estimator without gamma too.
+        if self.gamma is None:
+            raise AttributeError(f"{type(self).__name__} has no gamma yet.")
         return float(self.gamma)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:

@@ -79,7 +79,7 @@ def estimator_checks(estimator: OffPolicyEstimator) -> Iterator[tuple[str, Check
     """
     if not isinstance(estimator, OffPolicyEstimator):
         raise TypeError(
-            f"check_estimator: `estimator` must be an OffPolicyEstimator, got {estimator!r}; pass an object of a subclass, with its gamma."
+            f"check_estimator: `estimator` must be an OffPolicyEstimator, got {type(estimator).__name__}; pass an object of a subclass, with its gamma."
         )
     subject = testing_estimators.EstimatorSubject(estimator)
     for name, check in {**testing_estimators.CHECKS, **testing_results.CHECKS}.items():
@@ -150,7 +150,7 @@ def policy_checks(policy: Policy, data: LoggedDataset | None = None) -> Iterator
     """
     if not isinstance(policy, Policy):
         raise TypeError(
-            f"check_policy: `policy` must be a Policy, got {policy!r}; wrap it in an adapter of ope.policies, or pass an object of a subclass."
+            f"check_policy: `policy` must be a Policy, got {type(policy).__name__}; wrap it in an adapter of ope.policies, or pass an object of a subclass."
         )
     subject = testing_policies.PolicySubject(policy, data)
     more = testing_learners.CHECKS if isinstance(policy, PolicyLearner) else {}
@@ -192,9 +192,11 @@ def check_policy(policy: Policy, data: LoggedDataset | None = None) -> list[Chec
 def _run(owner: str, name: str, check: Check) -> None:
     try:
         check()
-    except (AssertionError, SkipTest):
+    except SkipTest:
         raise
     except Exception as error:
+        if isinstance(error, AssertionError) and str(error).startswith(f"{owner}: "):
+            raise
         message = f"{owner}: check {name} must run, got {type(error).__name__}: {error}; see the error above this one."
         raise AssertionError(message) from error
 

@@ -36,7 +36,8 @@ def init_only_assigns(owner: str, thing: Any) -> None:
 
 def parameters_can_be_set(owner: str, thing: Any) -> None:
     """Check get_params and set_params, nested parameters included."""
-    names = [name for name in inspect.signature(type(thing).__init__).parameters if name != "self"]
+    arguments = inspect.signature(type(thing)).parameters.values()
+    names = [one.name for one in arguments if one.kind not in (one.VAR_POSITIONAL, one.VAR_KEYWORD)]
     found = sorted(thing.get_params(deep=False))
     ensure(
         found == sorted(names), owner, "get_params must name the arguments of __init__", f"{found}", f"return {names}"

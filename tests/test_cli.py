@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 from pathlib import Path
@@ -18,14 +17,19 @@ from ope.__main__ import main
 from ope.cli.demo import Size
 from ope.cli.evaluate import parse_call
 from ope.cli.table import WIDTH, columns_text
+from ope.dataset import LoggedDataset
 from ope.estimators import DoublyRobust
 from ope.files import replace_file
+from ope.frame import FrameArguments
 from ope.policies import BehaviorCloning
 
 GAMMA = 0.9
 LENGTH = 3
 NAMES = ["--episode", "patient", "--time", "hour", "--states", "pain", "age", "--action", "drug", "--reward", "reward"]
 KNOWN = ["--behavior-prob", "p_drug"]
+COLUMNS = FrameArguments(
+    episode="patient", time="hour", states=["pain", "age"], action="drug", reward="reward", behavior_prob="p_drug"
+)
 
 
 def _frame(n_episodes: int = 300) -> pd.DataFrame:
@@ -59,15 +63,15 @@ def _evaluate(log: Path, *arguments: str | Path) -> int:
 
 
 def _weighted_is(frame: pd.DataFrame) -> float:
-    """Compute sum W G / sum W with plain loops."""
-    above, below = 0.0, 0.0
+    """Compute sum_t gamma^t (sum_i W_it r_it) / (sum_i W_it) with plain loops."""
+    above, below = [0.0] * LENGTH, [0.0] * LENGTH
     for _, rows in frame.sort_values(["patient", "hour"]).groupby("patient"):
-        weight, gain = 1.0, 0.0
-        for t, row in enumerate(rows.itertuples()):
-            weight *= float(row.more) / float(row.p_drug)  # type: ignore[arg-type]
-            gain += GAMMA**t * float(row.reward)  # type: ignore[arg-type]
-        above, below = above + weight * gain, below + weight
-    return above / below
+        weight = 1.0
+        for t, (more, logged, reward) in enumerate(rows[["more", "p_drug", "reward"]].to_numpy().tolist()):
+            weight *= more / logged
+            above[t] += weight * reward
+            below[t] += weight
+    return sum(GAMMA**t * above[t] / below[t] for t in range(LENGTH))
 
 
 # -------------------------------------------------------------------- evaluate
@@ -99,8 +103,8 @@ def test_table_and_decision_are_printed(log: Path, capsys: pytest.CaptureFixture
     assert "'more' has the highest lower bound by" in out
     rows = [line.split() for line in out.splitlines()]
     assert sum(row[:1] == [">"] for row in rows) == 1
-    assert [row[0] for row in rows if "WeightedIS" in row[:2]][1:] == ["today"]
-    assert max(map(len, out.splitlines())) <= WIDTH + 30
+    assert [row[:2] for row in rows if "today" in row[:2]] == [["today", "WeightedIS"]]
+    assert max(map(len, out.splitlines())) <= WIDTH
 
 
 def test_parquet_output_holds_every_diagnostic(log: Path, tmp_path: Path) -> None:
@@ -148,11 +152,8 @@ def test_policy_file(log: Path, tmp_path: Path) -> None:
 def test_policy_that_learned_from_the_log_is_refused_unless_allowed(
     log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from ope import LoggedDataset
-
     policy = tmp_path / "cloned.safetensors"
-    names = {"episode": "patient", "time": "hour", "states": ["pain", "age"], "action": "drug", "reward": "reward"}
-    BehaviorCloning(hidden=(8,), n_updates=5).fit(LoggedDataset.from_parquet(log, **names)).save(policy)  # type: ignore[misc]
+    BehaviorCloning(hidden=(8,), n_updates=5).fit(LoggedDataset.from_parquet(log, **COLUMNS)).save(policy)
     assert _evaluate(log, *KNOWN, "--candidate", f"cloned={policy}") == 1
     assert "trained on 300 of the 300 evaluation episodes" in " ".join(capsys.readouterr().out.split())
     assert _evaluate(log, *KNOWN, "--candidate", f"cloned={policy}", "--allow-overlap") == 0
@@ -337,14 +338,16 @@ def test_demo_from_log_to_truth(
 
 
 def _assert_same_values(again: pd.DataFrame, results: pd.DataFrame) -> None:
-    first = results[results["estimator"] == "LSTDQ"].set_index(results["candidate"].str.replace(" ", "_"))
-    values: npt.NDArray[np.float64] = first.loc[again["candidate"], "value"].to_numpy()
+    first = results[results["estimator"] == "LSTDQ"].assign(
+        candidate=lambda frame: frame["candidate"].str.replace(" ", "_")
+    )
+    values: npt.NDArray[np.float64] = first.set_index("candidate").loc[again["candidate"], "value"].to_numpy()
     np.testing.assert_allclose(again["value"].to_numpy(), values, rtol=1e-9)
     assert len(again) == 3
 
 
 def test_demo_keeps_nothing_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with contextlib.chdir(tmp_path) if sys.version_info >= (3, 11) else contextlib.nullcontext():
-        monkeypatch.setattr(ope.cli.demo, "FAST", Size(episodes=200, cloning=5, q_learning=5, rollouts=10))
-        main(["demo", "--fast"])
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ope.cli.demo, "FAST", Size(episodes=200, cloning=5, q_learning=5, rollouts=10))
+    assert main(["demo", "--fast"]) in (0, 1)
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from ope.cli.evaluate import write_table
-from ope.cli.table import columns_text, decimals, interval, number, results_text
+from ope.cli.table import WIDTH, columns_text, decimals, interval, number, results_text
 from ope.dataset import LoggedDataset
 from ope.estimators import LSTDQ, DoublyRobust, WeightedIS
 from ope.frame import FrameArguments
@@ -127,7 +128,7 @@ def log_and_read_back(folder: Path, size: Size, seed: int) -> tuple[LoggedDatase
     log = LoggedDataset.from_pandas(frame, **COLUMNS)
     shown = ["episode", "time", "action", "reward", "behavior_prob", "terminated", "truncated"]
     print(_indented(frame[shown].head(4).to_string(index=False)))
-    print(f"\n   {log}")
+    print(f"\n{textwrap.fill(str(log), WIDTH, initial_indent='   ', subsequent_indent='   ')}")
     train, test = log.split(test_size=0.5, random_state=seed)
     print(f"   Split by episode: {train.n_episodes} to learn from, {test.n_episodes} to evaluate on.\n")
     return train, test
@@ -182,7 +183,7 @@ def choose(test: LoggedDataset, candidates: Mapping[str, Policy]) -> PolicySelec
     estimators = [DoublyRobust(gamma=GAMMA), WeightedIS(gamma=GAMMA), LSTDQ(gamma=GAMMA)]
     selector = PolicySelector(estimators, criterion="lower_bound", level=LEVEL).fit(test, candidates)
     print(results_text(selector.results_, selector.estimates_, LEVEL, (selector.best_name_, selector.primary_)))
-    print(f"\nChoice: {selector.decision_}\n")
+    print(f"\n{textwrap.fill(f'Choice: {selector.decision_}', WIDTH)}\n")
     return selector
 
 
@@ -241,10 +242,11 @@ def _words_on_choice(
     regret = truth[best].value - truth[chosen].value
     error = 0.0 if best == chosen else float(np.hypot(truth[best].std_error, truth[chosen].std_error))
     answered = [name for name, row in deciding.items() if row["verdict"] != "REFUSE"]
+    today = truth[OPERATOR_NAME].value
+    gain = f", {truth[chosen].value / today:.1f} times the operator" if today > 0 else ""
     return (
-        f"The choice, {chosen!r}, is worth {number(truth[chosen].value, digits)}: "
-        f"{truth[chosen].value / truth[OPERATOR_NAME].value:.1f} times the operator.\n"
-        f"Regret to the best candidate, {best!r}: {number(regret, digits)} (std. error {number(error, digits)}). "
+        f"The choice, {chosen!r}, is worth {number(truth[chosen].value, digits)}{gain}.\n"
+        f"Regret to the best candidate, {best!r}: {number(regret, digits)} (std. error {number(error, digits)}).\n"
         f"Rank correlation of {len(answered)} answers with the truth: "
         f"{_rank_correlation([deciding[name]['value'] for name in answered], [truth[name].value for name in answered]):.2f}."
     )
@@ -259,7 +261,7 @@ def _words_on_intervals(rows: list[dict[str, Any]]) -> str:
     for level in Level:
         covers = [row["covers"] for row in rows if row["verdict"] == level.name and np.isfinite(row["low"])]
         parts.append(f"{level.name} {sum(covers)} of {len(covers)}")
-    return f"Intervals that hold the truth, by verdict: {', '.join(parts)}. They share one log, so they err together."
+    return f"Intervals that hold the truth, by verdict: {', '.join(parts)}.\nThey share one log, so they err together."
 
 
 # -------------------------------------------------------------------- files

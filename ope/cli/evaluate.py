@@ -48,7 +48,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     ).fit(data, candidates)
     decisive = (selector.best_name_, selector.primary_)
     print("", results_text(selector.results_, selector.estimates_, arguments.level, decisive), sep="\n")
-    print("", selector.decision_, sep="\n")
+    print("", textwrap.fill(selector.decision_, WIDTH), sep="\n")
     if arguments.output is not None:
         write_table(selector.results_, Path(arguments.output))
         print(f"Results with all diagnostics: {arguments.output}")

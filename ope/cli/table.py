@@ -41,7 +41,8 @@ def results_text(
         pair = (str(row["candidate"]), str(row["estimator"]))
         name = "" if pair[0] == previous else pair[0]
         previous = pair[0]
-        numbers = (number(row["value"], digits), number(row["std_error"], digits))
+        error = row["std_error"] if np.isfinite(row["value"]) else np.nan
+        numbers = (number(row["value"], digits), number(error, digits))
         shown = (*numbers, interval(row["low"], row["high"], digits), str(row["verdict"]), notes.of(*pair))
         rows.append((">" if pair == decisive else "", name, pair[1], *shown))
     header = ("", "candidate", "estimator", "value", "std. error", f"{level:.0%} interval", "verdict", "why")
