@@ -201,34 +201,42 @@ def cell_path(name: str, n: int) -> Path:
 
 
 def run_cell(name: str, n: int, repetitions: int) -> str:
-    """Simulate a cell unless its file holds enough repetitions."""
+    """Simulate a cell from the repetition on where its file ends."""
     path = cell_path(name, n)
-    if path.exists() and len(np.load(path)["values"]) >= repetitions:
-        return f"{name} n={n}: kept"
+    columns: list[list[np.ndarray]] = [[], [], []]
+    done = 0
+    if path.exists():
+        with np.load(path) as stored:
+            done = len(stored["values"])
+            columns = [[stored[key]] for key in ("values", "ends", "diagnostics")]
+    if done >= repetitions:
+        return f"{name} n={n}: {done} repetitions kept"
     problem, policy, truth = PROBLEMS[name].build()
     weights = Weights.of(n)
     with threadpool_limits(limits=1), np.errstate(all="ignore"):
-        rows = [one_repetition(problem, policy, n, seed, weights) for seed in range(repetitions)]
-    values, ends, diagnostics = (np.stack(column) for column in zip(*rows, strict=True))
+        for seed in range(done, repetitions):
+            for column, value in zip(columns, one_repetition(problem, policy, n, seed, weights), strict=True):
+                column.append(value[None].astype(np.float32) if column is not columns[0] else value[None])
+    values, ends, diagnostics = (np.concatenate(column) for column in columns)
     path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(
-        path, values=values, ends=ends.astype(np.float32), diagnostics=diagnostics.astype(np.float32), truth=truth
-    )
+    part = path.with_suffix(".part.npz")
+    np.savez_compressed(part, values=values, ends=ends, diagnostics=diagnostics, truth=truth)
+    part.replace(path)
     return f"{name} n={n}: {repetitions} repetitions"
 
 
 # -------------------------------------------------------------------- report
 
 
-def level_of(estimator: str, diagnostics: np.ndarray) -> Level:
+def level_of(estimator: str, diagnostics: np.ndarray, n: int) -> Level:
     """Recompute the verdict of one estimate from its stored diagnostics."""
     known = dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True))
     if estimator == "LSTDQ":
         findings = linear_findings(known)
     elif estimator in ("DR", "WDR"):
-        findings = doubly_robust_findings(known)
+        findings = doubly_robust_findings(known, n)
     else:
-        findings = importance_findings(known, clipped=False)
+        findings = importance_findings(known, n, clipped=False)
     tail = Level(int(known["run_level"])) if known["truncated_tail"] > 0 else Level.VALID
     return max(Verdict.of(findings).level, tail)
 
@@ -249,7 +257,7 @@ def cell_rows(name: str, n: int) -> list[dict[str, Any]]:
         values = stored["values"]
     rows = []
     for e, estimator in enumerate(ESTIMATORS):
-        levels = np.array([level_of(estimator, row) for row in diagnostics[:, e]])
+        levels = np.array([level_of(estimator, row, n) for row in diagnostics[:, e]])
         valid = levels == Level.VALID
         base = {"problem": name, "half": "tuning" if name in TUNING else "reporting", "n": n, "estimator": estimator}
         share = {
@@ -291,9 +299,10 @@ def main() -> None:
     parser.add_argument("action", choices=["run", "report"])
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()
     if arguments.action == "run":
-        tasks = (delayed(run_cell)(name, n, arguments.repetitions) for n in SIZES for name in PROBLEMS)
+        tasks = (delayed(run_cell)(name, n, arguments.repetitions) for n in arguments.sizes for name in PROBLEMS)
         for line in Parallel(n_jobs=arguments.jobs, return_as="generator")(tasks):
             print(line, flush=True)
         return

@@ -157,26 +157,24 @@ def summarise(runs: FloatArray) -> dict[str, dict[str, dict[str, float]]]:
 # -------------------------------------------------------------------- report
 
 
-def tables(results: dict[str, Any]) -> str:
-    """Return the tables of the documentation."""
-    lines = [
+def tables(results: dict[str, Any]) -> tuple[str, str]:
+    """Return the tables of the documentation: the error on same and on other episodes, and the cost of halves."""
+    errors = [
         "| episodes | estimator | over-estimation, same | other | standard error | coverage, same | other "
         "| bound too high, same | other |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for n, by_way in results["sizes"].items():
-        same, other = by_way[WAYS[0]], by_way[WAYS[1]]
-        lines += [f"| {n} | {name} | {_row(same[name], other[name])} |" for name in same]
-    lines += [
-        "",
-        "| episodes | learned on all | on half | over-estimation by LSTDQ, all | halves |",
+    costs = [
+        "| episodes | value, learned on all | on half | over-estimation by DR, all | halves |",
         "|---|---|---|---|---|",
     ]
     for n, by_way in results["sizes"].items():
-        cells = [by_way[way]["LSTDQ"] for way in (WAYS[0], WAYS[2])]
-        values = " | ".join(_with_error(cell, "policy_value") for cell in cells)
-        lines.append(f"| {n} | {values} | {' | '.join(_with_error(cell, 'over_estimation') for cell in cells)} |")
-    return "\n".join(lines)
+        same, other, halves = (by_way[way] for way in WAYS)
+        errors += [f"| {n} | {name} | {_row(same[name], other[name])} |" for name in same]
+        keys = ("policy_value", "over_estimation")
+        cells = [_with_error(way["DR"], key) for key in keys for way in (same, halves)]
+        costs.append(f"| {n} | {' | '.join(cells)} |")
+    return "\n".join(errors), "\n".join(costs)
 
 
 def _row(same: dict[str, float], other: dict[str, float]) -> str:
@@ -188,7 +186,8 @@ def _row(same: dict[str, float], other: dict[str, float]) -> str:
 
 
 def _with_error(part: dict[str, float], key: str) -> str:
-    return f"{part[key]:.3f} ± {part[key + '_se']:.3f}"
+    rounded = round(part[key], 3) + 0.0  # no minus before a zero
+    return f"{rounded:.3f} ± {part[key + '_se']:.3f}"
 
 
 def main() -> None:
@@ -214,7 +213,7 @@ def main() -> None:
         }
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(results, indent=2) + "\n")
-    print(tables(results))
+    print(*tables(results), sep="\n\n")
 
 
 if __name__ == "__main__":

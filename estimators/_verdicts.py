@@ -28,9 +28,13 @@ class Thresholds:
     Parameters
     ----------
     ess_caution, ess_refuse : float
-        Effective number of episodes.
-    share_caution : float
-        Largest share of sum psi^2 in one episode.
+        Effective number of episodes of importance weights.
+    ess_small, relative_ess : float
+        A smaller effective number is enough where it is a large part of the episodes: the weights are then almost equal.
+    linear_ess : float
+        Effective number of episodes of a linear method's ratios of visits.
+    share_caution, linear_share : float
+        Largest share of sum psi^2 in one episode, of weighted and of linear methods.
     mean_weight_low, mean_weight_high : float
         Mean importance weight, whose expectation is 1.
     tail_harmless, tail_caution : float
@@ -43,9 +47,13 @@ class Thresholds:
         Share of the candidate's state-action visits outside what the log supports.
     """
 
-    ess_caution: float = 30.0
+    ess_caution: float = 100.0
     ess_refuse: float = 5.0
-    share_caution: float = 0.15
+    ess_small: float = 25.0
+    relative_ess: float = 0.8
+    linear_ess: float = 25.0
+    share_caution: float = 0.5
+    linear_share: float = 0.3
     mean_weight_low: float = 0.5
     mean_weight_high: float = 2.0
     tail_harmless: float = 0.1
@@ -59,9 +67,9 @@ class Thresholds:
 THRESHOLDS = Thresholds()
 
 
-def judge_ess(ess: float, what: str = "importance weights") -> Finding:
+def judge_ess(ess: float, enough: float, what: str) -> Finding:
     """Judge the number of episodes that carry an estimate."""
-    if ess >= THRESHOLDS.ess_caution:
+    if ess >= enough:
         return None
     level = Level.REFUSE if ess < THRESHOLDS.ess_refuse else Level.CAUTION
     return level, (
@@ -90,9 +98,9 @@ def judge_clipping(bias: float, std_error: float) -> Finding:
     )
 
 
-def judge_share(share: float) -> Finding:
+def judge_share(share: float, limit: float) -> Finding:
     """Judge the largest share of the variance in one episode."""
-    if share <= THRESHOLDS.share_caution:
+    if share <= limit:
         return None
     return Level.CAUTION, (
         f"One episode carries {share:.0%} of the estimated variance: another such episode would move the value by about a standard error, so the "
@@ -199,25 +207,33 @@ def judge_unsupported(share: float) -> Finding:
     )
 
 
-def importance_findings(diagnostics: Mapping[str, Any], *, clipped: bool) -> list[Finding]:
+def _weights_findings(diagnostics: Mapping[str, Any], n_episodes: int) -> list[Finding]:
+    almost_equal = diagnostics["ess"] >= THRESHOLDS.relative_ess * n_episodes
+    enough = THRESHOLDS.ess_small if almost_equal else THRESHOLDS.ess_caution
+    return [
+        judge_ess(diagnostics["ess"], enough, "importance weights"),
+        judge_share(diagnostics["largest_share"], THRESHOLDS.share_caution),
+    ]
+
+
+def importance_findings(diagnostics: Mapping[str, Any], n_episodes: int, *, clipped: bool) -> list[Finding]:
     """Judge importance sampling from its diagnostics."""
     return [
-        judge_ess(diagnostics["ess"]),
-        judge_share(diagnostics["largest_share"]),
+        *_weights_findings(diagnostics, n_episodes),
         None if clipped else judge_mean_weight(diagnostics["mean_weight"]),
     ]
 
 
-def doubly_robust_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
+def doubly_robust_findings(diagnostics: Mapping[str, Any], n_episodes: int) -> list[Finding]:
     """Judge a doubly robust estimate from its diagnostics."""
-    return [judge_ess(diagnostics["ess"]), judge_share(diagnostics["largest_share"])]
+    return [*_weights_findings(diagnostics, n_episodes), judge_mean_weight(diagnostics["mean_weight"])]
 
 
 def linear_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
     """Judge a linear Q method from its diagnostics."""
     return [
-        judge_ess(diagnostics["ess"], "ratios of visits"),
-        judge_share(diagnostics["largest_share"]),
+        judge_ess(diagnostics["ess"], THRESHOLDS.linear_ess, "ratios of visits"),
+        judge_share(diagnostics["largest_share"], THRESHOLDS.linear_share),
         judge_condition(diagnostics["condition"]),
         judge_specification(diagnostics["specification_p"]),
         judge_unsupported(diagnostics["unsupported"]),
@@ -246,6 +262,9 @@ def reward_bound(data: LoggedDataset) -> tuple[float, bool]:
 
 
 def standard_error(influence: FloatArray) -> float:
-    """Return sqrt(sum psi^2 / (n (n - 1))), infinite for one episode."""
-    n = len(influence)
-    return float(np.sqrt(np.sum(influence**2) / (n * (n - 1)))) if n > 1 else float("inf")
+    """Return sqrt(sum psi^2 / (n (n - 1))), infinite for one episode or where psi is."""
+    n, top = len(influence), float(np.max(np.abs(influence)))
+    if n == 1 or not np.isfinite(top):
+        return float("inf")
+    relative = influence / top if top > 0 else influence
+    return top * float(np.sqrt(np.sum(relative**2) / (n * (n - 1))))

@@ -219,11 +219,13 @@ class DoublyRobust(OffPolicyEstimator):
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         predictions = self._cross_fit(data, policy, weight)
         pseudo, n_left_out = self._pseudo_rewards(data, predictions)
-        fit = self._correct(data, policy, pseudo, predictions.v[data.offsets[:-1]], weight)
-        coefficient, v_end = self._plug_in(data, fit, predictions)
-        fit = self._add_plug_in_influence(data, policy, weight, fit, coefficient)
-        diagnostics, findings = self._diagnose(data, policy, fit, predictions)
-        diagnostics["plug_in_value"] = float(np.mean(weight * coefficient * v_end))
+        # Weights beyond the range of floats leave no finite value; the verdict says so, not a warning.
+        with np.errstate(over="ignore", invalid="ignore"):
+            fit = self._correct(data, policy, pseudo, predictions.v[data.offsets[:-1]], weight)
+            coefficient, v_end = self._plug_in(data, fit, predictions)
+            fit = self._add_plug_in_influence(data, policy, weight, fit, coefficient)
+            diagnostics, findings = self._diagnose(data, policy, fit, predictions)
+            diagnostics["plug_in_value"] = float(np.mean(weight * coefficient * v_end))
         findings.append(verdicts.judge_plug_in(diagnostics["plug_in_value"], fit.influence, fit.plug_in_known))
         diagnostics["left_out_transitions"] = n_left_out
         return self._result(
@@ -322,7 +324,7 @@ class DoublyRobust(OffPolicyEstimator):
         }
         return diagnostics, [
             verdicts.judge_finite(fit.value, fit.influence),
-            *verdicts.doubly_robust_findings(diagnostics),
+            *verdicts.doubly_robust_findings(diagnostics, data.n_episodes),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(mass, labels),
         ]

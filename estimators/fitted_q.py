@@ -211,6 +211,11 @@ class FittedQEvaluation(QEstimator):
 
     def _iterate(self, design: _Design, weight: FloatArray) -> FittedQModel:
         used, row_weight = design.used, np.repeat(weight, np.diff(design.offsets))
+        if not used.any():
+            raise ValueError(
+                f"{type(self).__name__}.fit: `data` must hold a transition whose next state is known or terminal, got none in "
+                f"{len(used)}; record the final states, or flag terminal ends."
+            )
         limit = self._divergence_limit(design.rewards)
         v_next, value, steady, status, regressor = np.zeros(len(design.rewards)), np.inf, 0, "stopped", None
         starts, finals = design.offsets[:-1], np.flatnonzero(design.final_known)

@@ -352,7 +352,7 @@ class ImportanceSampling(OffPolicyEstimator):
             diagnostics["clip_bias"] = fit.clip_bias
         findings = [
             verdicts.judge_finite(fit.value, fit.influence),
-            *verdicts.importance_findings(diagnostics, clipped=self.clip is not None),
+            *verdicts.importance_findings(diagnostics, data.n_episodes, clipped=self.clip is not None),
             verdicts.judge_clipping(fit.clip_bias, verdicts.standard_error(fit.influence)),
             verdicts.judge_propensities(data, orthogonal=False),
             verdicts.judge_unlogged(mass, labels),

@@ -186,7 +186,7 @@ class LSTDQ(QEstimator):
     ) -> _SecondPass:
         influence, ratio_sums, lost, visits, first, p_value, n_left_out = (
             [],
-            _RatioSums(self._n_values(data)),
+            _RatioSums(self._n_values(data), float(np.abs(solution.adjoint).max()) or 1.0),
             0.0,
             0.0,
             0,
@@ -247,15 +247,20 @@ class _SecondPass:
 
 
 class _RatioSums:
-    """Effective sample size of the ratios: over episodes if stationary, the least over the steps if time-indexed."""
+    """Effective sample size of the ratios: over episodes if stationary, the least over the steps if time-indexed.
 
-    def __init__(self, n_values: int) -> None:
+    Ratios are counted in a unit, lest the squares of those far outside the log overflow.
+    """
+
+    def __init__(self, n_values: int, unit: float) -> None:
+        self.unit = unit
         self.absolute = np.zeros(n_values)
         self.squares = np.zeros(n_values)
         self.mass = np.zeros(n_values)
 
     def add(self, seen: FeatureBlock, w: FloatArray, omega: FloatArray) -> None:
         """Add a block."""
+        w = w / self.unit
         row_weight = np.repeat(omega, np.diff(seen.offsets))
         if len(self.absolute) == 1:
             per_episode = omega * np.add.reduceat(w, seen.offsets[:-1])

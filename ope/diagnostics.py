@@ -36,14 +36,17 @@ def effective_sample_size(log_weights: npt.NDArray[np.float64]) -> float:
 
 
 def largest_share(influence: FloatArray) -> float:
-    """Return the largest share of sum psi^2 that one episode carries; 0 if psi vanishes.
+    """Return the largest share of sum psi^2 that one episode carries; 0 if psi vanishes, 1 if it is infinite somewhere.
 
     Examples
     --------
     >>> float(largest_share(np.array([1.0, -1.0, 0.0, 0.0])))
     0.5
     """
-    squares = influence**2
+    relative = _relative(influence)
+    if relative is None:
+        return 1.0
+    squares = relative**2
     total = float(squares.sum())
     return float(squares.max()) / total if total > 0 else 0.0
 
@@ -56,23 +59,36 @@ def influence_sample_size(influence: FloatArray) -> float:
     >>> float(influence_sample_size(np.array([1.0, -1.0, 0.0, 0.0])))
     2.0
     """
-    top = float(np.max(np.abs(influence), initial=0.0))
-    if top == 0.0 or not np.isfinite(top):
+    relative = _relative(influence)
+    if relative is None or not relative.any():
         return float(len(influence))
-    squares = (influence / top) ** 2
+    squares = relative**2
     return float(squares.sum() ** 2 / (squares**2).sum())
 
 
 def skewness_ratio(influence: FloatArray) -> float:
     """Return sum psi^3 / (sum psi^2)^1.5: the skewness of the estimate's own distribution; its sign is the heavy side.
 
+    NaN if psi is infinite somewhere.
+
     Examples
     --------
     >>> round(skewness_ratio(np.array([3.0, -1.0, -1.0, -1.0])), 3)
     0.577
     """
-    second = float((influence**2).sum())
-    return float((influence**3).sum()) / second**1.5 if second > 0 else 0.0
+    relative = _relative(influence)
+    if relative is None:
+        return float("nan")
+    second = float((relative**2).sum())
+    return float((relative**3).sum()) / second**1.5 if second > 0 else 0.0
+
+
+def _relative(influence: FloatArray) -> FloatArray | None:
+    # In units of the largest value, so that powers of tiny or huge ones neither vanish nor overflow.
+    top = float(np.max(np.abs(influence), initial=0.0))
+    if not np.isfinite(top):
+        return None
+    return influence / top if top > 0 else influence
 
 
 def pareto_k(log_weights: npt.NDArray[np.float64]) -> float:

@@ -118,7 +118,7 @@ class Estimate:
     def std_error(self) -> float:
         """Standard error from the influence vector, else the standard deviation of the replicates, else NaN."""
         if self.influence is not None and self.n_episodes > 1:
-            return float(_std_error(self.influence))
+            return float(_std_error(self.influence)) if self._finite else float("nan")
         if self.influence is None and self.replicates is not None:
             return float(np.std(self.replicates, ddof=1))
         return float("nan")
@@ -158,10 +158,15 @@ class Estimate:
         self, level: float, alpha_low: float, alpha_high: float, method: str | IntervalMethod | None
     ) -> Interval:
         chosen = resolve_method(method if method is not None else self._default_method())
-        if not np.isfinite(self.value):
+        if not self._finite:
             return Interval(float("nan"), float("nan"), level, chosen.name, self.verdict)
         low, high = chosen.bounds(self, alpha_low, alpha_high)
         return Interval(float(low) - self.widening, float(high) + self.widening, level, chosen.name, self.verdict)
+
+    @property
+    def _finite(self) -> bool:
+        # A refused estimate may have infinite influence values, and is still shown.
+        return bool(np.isfinite(self.value)) and (self.influence is None or bool(np.isfinite(self.influence).all()))
 
     def _default_method(self) -> str:
         return "basic" if self.influence is None and self.replicates is not None else "normal"
