@@ -230,7 +230,8 @@ def run_cell(name: str, n: int, repetitions: int) -> str:
 
 def level_of(estimator: str, diagnostics: np.ndarray, n: int) -> Level:
     """Recompute the verdict of one estimate from its stored diagnostics."""
-    known = dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True))
+    # One-hot states have no richer features and quadratics hold the Q of the LQR: the test of the basis is left out.
+    known = {**dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True)), "features_p": 1.0}
     if estimator == "LSTDQ":
         findings = linear_findings(known)
     elif estimator in ("DR", "WDR"):

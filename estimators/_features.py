@@ -180,6 +180,28 @@ def _expected(
     return np.asarray(total)
 
 
+N_FOURIER = 12
+
+
+def richer_features(block: LoggedDataset) -> FloatArray | None:
+    """Return random Fourier features of state and action, shape (n, q), which no polynomial holds; None for one-hot states.
+
+    A Q function that is in the span of its basis leaves errors that these cannot predict.
+    """
+    if block.discrete and is_one_hot(block.states):
+        return None
+    inputs = block.states if block.discrete else np.hstack([block.states, block.actions])
+    spread = inputs.std(axis=0)
+    standard = (inputs - inputs.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    rng = np.random.default_rng(0)
+    frequencies = rng.normal(size=(inputs.shape[1], N_FOURIER)) / np.sqrt(inputs.shape[1])
+    waves = np.cos(standard @ frequencies + rng.uniform(0.0, 2.0 * np.pi, N_FOURIER))
+    if not block.discrete:
+        return np.asarray(waves)
+    codes = np.eye(block.n_actions)[block.actions]
+    return np.asarray(np.einsum("na,nq->naq", codes, waves).reshape(len(waves), -1))
+
+
 def history_features(block: LoggedDataset, max_states: int = 8) -> FloatArray:
     """Return what happened one step before: action, reward and state, shape (n, q); 0 at the first step.
 

@@ -242,7 +242,9 @@ def specification_p_value(
     episode_weight: FloatArray,
     share: float,
 ) -> float:
-    """Return the p-value of the hypothesis that temporal differences are unrelated to what happened one step before.
+    """Return the p-value of the hypothesis that temporal differences are unrelated to given instruments.
+
+    With what happened one step before it tests the state, with more features of the present it tests the basis.
 
     Parameters
     ----------
@@ -284,7 +286,7 @@ def _step_p_values(
         rows = step_rows(block.offsets, t)
         phi, phi_next, h_t = block.phi[rows], block.phi_next[rows], h[rows]
         omega = episode_weight[alive, None]
-        if t > 0:
+        if h_t.any():
             h_star = h_t - phi @ (inverse[t] @ (phi.T @ (omega * h_t)))
             scores = theta_influence @ (gamma * h_star.T @ (omega * phi_next)).T
             scores[alive] += omega * h_star * eps[rows, None]

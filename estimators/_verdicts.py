@@ -99,7 +99,12 @@ def judge_clipping(bias: float, std_error: float) -> Finding:
 
 
 def judge_share(share: float, limit: float) -> Finding:
-    """Judge the largest share of the variance in one episode."""
+    """Judge the largest share of the variance in one episode; 0 stands for no variance at all."""
+    if share == 0.0:
+        return Level.CAUTION, (
+            "All episodes say exactly the same, so the standard error is 0: the log holds no variation to learn the error from. Use a range-based bound, or "
+            "log more episodes."
+        )
     if share <= limit:
         return None
     return Level.CAUTION, (
@@ -186,6 +191,33 @@ def judge_condition(condition: float) -> Finding:
     )
 
 
+def judge_features(p_value: float) -> Finding:
+    """Judge a test that richer features do not predict the Q model's errors."""
+    if not p_value < THRESHOLDS.specification:
+        return None
+    return Level.CAUTION, (
+        f"Richer features predict the errors of the Q model (p = {p_value:.1g}): its basis is too poor, and the value is biased by an unknown amount "
+        "that the interval does not show. Pass richer features=, or use a doubly robust method."
+    )
+
+
+def judge_range(value: float, data: LoggedDataset, gamma: float, stationary: bool, level: Level) -> Finding:
+    """Judge whether rewards as large as those logged (or as `reward_range` allows) can add up to the value."""
+    if stationary or data.horizon is None:
+        steps = 1.0 / (1.0 - gamma) if gamma < 1.0 else np.inf
+    else:
+        steps = float(np.sum(gamma ** np.arange(data.horizon)))
+    least, most = data.reward_range if data.reward_range is not None else (data.rewards.min(), data.rewards.max())
+    low, high = (float(bound) * steps if bound else 0.0 for bound in (min(float(least), 0.0), max(float(most), 0.0)))
+    slack = 1e-6 * max(abs(low), abs(high))
+    if not np.isfinite(value) or low - slack <= value <= high + slack:
+        return None
+    return level, (
+        f"The value {value:.3g} lies outside {low:.3g} to {high:.3g}, which is all that rewards like the logged ones can add up to: the model "
+        "extrapolates, or the weights are too few. Use richer features, more data, or a candidate closer to the logged policy."
+    )
+
+
 def judge_specification(p_value: float) -> Finding:
     """Judge a test that the Q model's errors are unrelated to the past."""
     if not p_value < THRESHOLDS.specification:
@@ -236,6 +268,7 @@ def linear_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
         judge_share(diagnostics["largest_share"], THRESHOLDS.linear_share),
         judge_condition(diagnostics["condition"]),
         judge_specification(diagnostics["specification_p"]),
+        judge_features(diagnostics["features_p"]),
         judge_unsupported(diagnostics["unsupported"]),
     ]
 

@@ -27,7 +27,7 @@ from ope.estimators.lstdq import LSTDQ
 from ope.inference.weights import fold_of
 from ope.policy import Policy, Requirement, continuing_ends
 from ope.validation import FloatArray, IntArray
-from ope.verdict import Verdict
+from ope.verdict import Level, Verdict
 
 # -------------------------------------------------------------------- mathematics
 
@@ -324,6 +324,7 @@ class DoublyRobust(OffPolicyEstimator):
         }
         return diagnostics, [
             verdicts.judge_finite(fit.value, fit.influence),
+            verdicts.judge_range(fit.value, data, self._gamma, self._stationary(data), Level.CAUTION),
             *verdicts.doubly_robust_findings(diagnostics, data.n_episodes),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(mass, labels),

@@ -220,7 +220,7 @@ class FittedQEvaluation(QEstimator):
         v_next, value, steady, status, regressor = np.zeros(len(design.rewards)), np.inf, 0, "stopped", None
         starts, finals = design.offsets[:-1], np.flatnonzero(design.final_known)
         v_final = np.zeros(len(starts))
-        for iteration in range(1, self.max_iter + 1):
+        for iteration in range(1, self.max_iter + 1):  # noqa: B007 (the last one is reported)
             y = design.rewards + self._gamma * v_next
             regressor = self._regress(design.x[used], y[used], row_weight[used])
             v = design.state_values(regressor, slice(None))
@@ -277,6 +277,7 @@ class FittedQEvaluation(QEstimator):
         }
         return diagnostics, [
             verdicts.judge_finite(value, None),
+            verdicts.judge_range(value, data, self._gamma, model.stationary, Level.REFUSE),
             _judge_status(model, self.max_iter, self._gamma),
             _judge_interval(self.n_bootstrap),
             verdicts.judge_specification(p_value),

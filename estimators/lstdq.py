@@ -13,12 +13,12 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, FeatureBlock, check_features, feature_block, fit_basis, history_features
+from ope.estimators._features import Basis, FeatureBlock, check_features, feature_block, fit_basis, history_features, richer_features
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.policy import Policy, Requirement
 from ope.validation import FloatArray
-from ope.verdict import Verdict
+from ope.verdict import Level, Verdict
 
 
 @dataclass(frozen=True)
@@ -206,14 +206,15 @@ class LSTDQ(QEstimator):
             if p_value is None and omega.any():
                 # One block of up to 2^18 rows decides whether the model is contradicted; more would not be more convincing.
                 share_of_log = float(omega.sum() / weight.sum())
-                p_value = linear.specification_p_value(
-                    seen, history_features(block), solution, eps, self._gamma, omega, share_of_log
-                )
+                rest = (solution, eps, self._gamma, omega, share_of_log)
+                p_value = linear.specification_p_value(seen, history_features(block), *rest)
+                richer = richer_features(block)
+                features_p = 1.0 if richer is None else linear.specification_p_value(seen, richer, *rest)
         assert p_value is not None
         share = lost / visits if visits > 0 else 0.0
         psi = np.concatenate(influence)
         psi -= weight * psi.mean()  # 0 but for a ridge, which leaves the normal equations unequal to 0
-        return _SecondPass(psi, ratio_sums.effective_sample_size(), share, p_value, n_left_out)
+        return _SecondPass(psi, ratio_sums.effective_sample_size(), share, p_value, features_p, n_left_out)
 
     def _diagnose(
         self, data: LoggedDataset, policy: Policy, solution: linear.LinearSolution, stats: _SecondPass
@@ -224,6 +225,7 @@ class LSTDQ(QEstimator):
             **verdicts.influence_diagnostics(stats.influence),
             "condition": solution.condition,
             "specification_p": stats.p_value,
+            "features_p": stats.features_p,
             "unsupported": stats.unsupported,
             "truncated_share": verdicts.truncated_share(data),
             "left_out_transitions": stats.n_left_out,
@@ -232,6 +234,7 @@ class LSTDQ(QEstimator):
             diagnostics["ridge_bias"] = solution.ridge_bias
         return diagnostics, [
             verdicts.judge_finite(solution.value, stats.influence),
+            verdicts.judge_range(solution.value, data, self._gamma, self._is_stationary(data), Level.REFUSE),
             *verdicts.linear_findings(diagnostics),
             verdicts.judge_unlogged(mass, labels),
         ]
@@ -243,6 +246,7 @@ class _SecondPass:
     ess: float
     unsupported: float
     p_value: float
+    features_p: float
     n_left_out: int
 
 

@@ -41,7 +41,7 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if not cls.__name__.startswith("_"):
+        if cls._fit_one is not OffPolicyEstimator._fit_one:
             OffPolicyEstimator._known.append(cls)
 
     def fit(
