@@ -13,7 +13,15 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, FeatureBlock, check_features, feature_block, fit_basis, history_features, richer_features
+from ope.estimators._features import (
+    Basis,
+    FeatureBlock,
+    check_features,
+    feature_block,
+    fit_basis,
+    history_features,
+    richer_features,
+)
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.policy import Policy, Requirement

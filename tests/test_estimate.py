@@ -22,7 +22,9 @@ def log() -> LoggedDataset:
     rng = np.random.default_rng(0)
     actions = rng.integers(0, 2, 300)
     rewards = np.where(actions == 1, 1.0, 0.2) + rng.normal(size=300)
-    return LoggedDataset.from_arrays(np.ones((300, 1)), actions, rewards, lengths=[1] * 300, ends="terminal", behavior_prob=[0.5] * 300)
+    return LoggedDataset.from_arrays(
+        np.ones((300, 1)), actions, rewards, lengths=[1] * 300, ends="terminal", behavior_prob=[0.5] * 300
+    )
 
 
 def estimate_of(log: LoggedDataset, p: float, **options: Any) -> Estimate:
@@ -79,7 +81,10 @@ def test_range_methods_need_scores_of_known_propensities(log: LoggedDataset) -> 
     low, high = estimate.confidence_interval(method=Hoeffding(-20.0, 20.0))
     assert low < estimate.value < high
     assert estimate.lower_bound(method=Anderson(-20.0)) < estimate.value
-    for other in (estimate_of(log, 0.6, clip=1.1), WeightedIS(gamma=1.0).fit(log, TabularPolicy([[0.4, 0.6]])).estimate()):
+    for other in (
+        estimate_of(log, 0.6, clip=1.1),
+        WeightedIS(gamma=1.0).fit(log, TabularPolicy([[0.4, 0.6]])).estimate(),
+    ):
         with pytest.raises(IntervalNotAvailable):
             other.confidence_interval(method=Hoeffding(-20.0, 20.0))
 
@@ -107,7 +112,11 @@ def test_replicates_alone_give_error_interval_and_paired_differences(log: Logged
 
 
 def test_a_failed_entry_shows_its_reason(log: LoggedDataset) -> None:
-    estimates = PerDecisionIS(gamma=1.0).fit(log, {"bad": TabularPolicy([[1.0]]), "good": TabularPolicy([[0.5, 0.5]])}).estimate()
+    estimates = (
+        PerDecisionIS(gamma=1.0)
+        .fit(log, {"bad": TabularPolicy([[1.0]]), "good": TabularPolicy([[0.5, 0.5]])})
+        .estimate()
+    )
     assert np.isnan(estimates["bad"].value)
     assert estimates["bad"].error == estimates["bad"].verdict.reasons[0]
     assert np.isnan(tuple(estimates["bad"].confidence_interval())).all()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -47,7 +46,9 @@ def candidates(problem: RandomMDP) -> dict[str, Policy]:
 
 def test_the_choice_is_the_highest_lower_bound(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
     selector = PolicySelector([WeightedIS(gamma=1.0), LSTDQ(gamma=1.0)]).fit(log, candidates)
-    bounds = {name: WeightedIS(gamma=1.0).fit(log, policy).estimate().lower_bound(0.95) for name, policy in candidates.items()}
+    bounds = {
+        name: WeightedIS(gamma=1.0).fit(log, policy).estimate().lower_bound(0.95) for name, policy in candidates.items()
+    }
     assert selector.primary_ == "WeightedIS"
     assert selector.best_name_ == max(bounds, key=lambda name: bounds[name])
     assert selector.best_policy_ is candidates[selector.best_name_]
@@ -65,11 +66,15 @@ def test_the_criterion_value_ignores_uncertainty(log: LoggedDataset, candidates:
 def test_every_candidate_and_estimator_has_a_row(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
     named = {"a": PerDecisionIS(gamma=1.0), "b": LSTDQ(gamma=1.0)}
     results = PolicySelector(named).fit(log, candidates).results_
-    assert list(zip(results["candidate"], results["estimator"], strict=True)) == [(c, e) for e in named for c in candidates]
+    assert list(zip(results["candidate"], results["estimator"], strict=True)) == [
+        (c, e) for e in named for c in candidates
+    ]
 
 
 def test_same_classes_get_names_of_their_own(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
-    selector = PolicySelector([ImportanceSampling(gamma=1.0), ImportanceSampling(gamma=1.0, clip=5.0)]).fit(log, candidates)
+    selector = PolicySelector([ImportanceSampling(gamma=1.0), ImportanceSampling(gamma=1.0, clip=5.0)]).fit(
+        log, candidates
+    )
     assert list(selector.estimates_) == ["ImportanceSampling", "ImportanceSampling_2"]
 
 
@@ -78,21 +83,27 @@ def test_a_failing_candidate_is_a_row_that_says_why(log: LoggedDataset, candidat
     row = selector.results_.set_index("candidate").loc["broken"]
     assert row["verdict"] == "REFUSE"
     assert "the model file is gone" in row["reasons"]
-    assert math.isnan(row["value"])
+    assert np.isnan(np.asarray(row["value"], dtype=float))
     assert selector.best_name_ in candidates
 
 
-def test_a_mismatch_of_capabilities_is_a_row_that_names_what_would_work(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
+def test_a_mismatch_of_capabilities_is_a_row_that_names_what_would_work(
+    log: LoggedDataset, candidates: dict[str, Policy]
+) -> None:
     import pandas as pd
 
     log = log.replace(extras=pd.DataFrame({"p": np.exp(np.asarray(log.behavior_log_prob))}))
-    selector = PolicySelector([LSTDQ(gamma=1.0), PerDecisionIS(gamma=1.0)]).fit(log, {"column": ColumnPolicy("p"), **candidates})
+    selector = PolicySelector([LSTDQ(gamma=1.0), PerDecisionIS(gamma=1.0)]).fit(
+        log, {"column": ColumnPolicy("p"), **candidates}
+    )
     reasons = selector.results_.set_index(["candidate", "estimator"])["reasons"]
     assert "PerDecisionIS" in reasons["column", "LSTDQ"]
     assert "all_probs" in reasons["column", "LSTDQ"]
 
 
-def test_an_estimator_that_cannot_serve_the_log_does_not_lose_the_others(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
+def test_an_estimator_that_cannot_serve_the_log_does_not_lose_the_others(
+    log: LoggedDataset, candidates: dict[str, Policy]
+) -> None:
     bare = log.replace(behavior_log_prob=None, behavior_source=None)
     selector = PolicySelector([WeightedIS(gamma=1.0), LSTDQ(gamma=1.0)]).fit(bare, candidates)
     assert selector.primary_ == "LSTDQ"
@@ -105,14 +116,21 @@ def test_nothing_is_chosen_when_everything_is_refused(log: LoggedDataset) -> Non
     assert "No candidate can be chosen" in selector.decision_
 
 
-def test_candidates_trained_on_evaluation_episodes_are_refused(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
-    seen = TabularPolicy(np.asarray(candidates["p0"].probs))  # type: ignore[attr-defined]
-    seen.training_episode_keys_ = log.episode_keys[:5]  # type: ignore[attr-defined]
+def test_candidates_trained_on_evaluation_episodes_are_refused(
+    log: LoggedDataset, candidates: dict[str, Policy]
+) -> None:
+    seen = TabularPolicy(np.asarray(candidates["p0"].probs))
+    seen.training_episode_keys_ = log.episode_keys[:5]
     pool = {"seen": seen, **candidates}
     refused = PolicySelector([WeightedIS(gamma=1.0)]).fit(log, pool).results_.set_index("candidate").loc["seen"]
     assert refused["verdict"] == "REFUSE"
     assert "allow_overlap=True" in refused["reasons"]
-    allowed = PolicySelector([WeightedIS(gamma=1.0)], allow_overlap=True).fit(log, pool).results_.set_index("candidate").loc["seen"]
+    allowed = (
+        PolicySelector([WeightedIS(gamma=1.0)], allow_overlap=True)
+        .fit(log, pool)
+        .results_.set_index("candidate")
+        .loc["seen"]
+    )
     assert allowed["verdict"] == "CAUTION"
     assert "trained on 5 of the 800 evaluation episodes" in allowed["reasons"]
 
@@ -133,7 +151,9 @@ def test_it_is_an_estimator_of_scikit_learn(log: LoggedDataset, candidates: dict
     assert copy.fit(log, candidates) is copy
 
 
-def test_progress_and_words(log: LoggedDataset, candidates: dict[str, Policy], capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_and_words(
+    log: LoggedDataset, candidates: dict[str, Policy], capsys: pytest.CaptureFixture[str]
+) -> None:
     selector = PolicySelector([WeightedIS(gamma=1.0)], progress=True).fit(log, candidates)
     assert "estimators" in capsys.readouterr().err
     assert selector.decision_ in selector.summary()
