@@ -280,6 +280,7 @@ def cell_rows(name: str, n: int) -> list[dict[str, Any]]:
                 **share,
                 **error,
             }
+            row["repetitions"] = len(levels)
             row["n valid"] = int(valid.sum())
             row["coverage 95 if valid"] = covered[valid, 1].mean() if valid.any() else np.nan
             row["upper 99"] = upper_limit(int(covered[valid, 1].sum()), int(valid.sum())) if valid.sum() else np.nan
@@ -315,6 +316,7 @@ def write_report(rows: pd.DataFrame) -> None:
     rows.round(4).to_csv(HERE / "results" / "coverage.csv", index=False)
     sections = [
         INTRODUCTION,
+        repetition_line(rows),
         threshold_section(),
         *(half_section(rows, half) for half in ("tuning", "reporting")),
         wide_section(rows),
@@ -328,7 +330,24 @@ Written by `python benchmarks/coverage.py report` from `benchmarks/results/cover
 it again. Nominal level 95 % (the CSV has 90 % too). A cell is an estimator, an interval method, a problem and a number of episodes.
 
 Three questions: do the intervals of estimates called VALID cover? Are estimates called VALID where their interval covers? Is a bad
-interval flagged? Thresholds were chosen on the tuning problems only; the reporting problems were looked at once they stood."""
+interval flagged? Thresholds were chosen by what they do on the tuning problems. A trial
+run of 150 repetitions had shown both halves before, so the reporting half is held out from the choice, not unseen.
+
+Where an interval covers and the estimate is still not VALID, a few episodes carry it: the errors of heavy-tailed weights happen to fall on
+both sides there, which makes a t interval cover at an effective sample of 5 as well as at 500. The next problem with the same diagnostics
+(ModelFail, n = 32) has its whole value in an event that the log has hardly seen, and covers .36. No diagnostic of a single log was found that
+tells the two apart (the largest share and the skewness of psi were tried: conditioning on small values of them picks the logs that missed
+the rare event, and lowers the coverage), so these logs stay at CAUTION or REFUSE.
+
+The test of the basis (`features_p`), which one-hot states do not need and the quadratics of the LQR pass, is not part of
+the recomputed verdicts."""
+
+
+def repetition_line(rows: pd.DataFrame) -> str:
+    """Return how often each size was simulated."""
+    counts = rows.groupby("n")["repetitions"].agg(["min", "max"])
+    words = [f"n = {n}: {low}" if low == high else f"n = {n}: {low} to {high}" for n, low, high in counts.itertuples()]
+    return f"Repetitions, {'; '.join(words)}. Bootstrap intervals have {N_REPLICATES} replicates."
 
 
 def threshold_section() -> str:

@@ -30,7 +30,8 @@ from ope.validation import FloatArray
 REWARDS = ("normal", "zero", "constant", "huge", "tiny", "rare")
 PROPENSITIES = ("usual", "tiny", "certain")
 CANDIDATES = ("usual", "never logged", "the same", "deterministic")
-STATES = ("one-hot", "normal", "constant", "large")
+STATES = ("one-hot", "normal", "constant", "large", "single precision")
+WEIGHTS = ("none", "all", "few")
 LENGTHS = (1, 2, 5, 60)
 REFUSALS = (
     "DoublyRobust.fit: cross-fitting in n_folds=2 needs as many episodes, got 1",
@@ -50,11 +51,12 @@ class Fixed(DiscretePolicy):
 
 
 class Situation(NamedTuple):
-    """A log, a candidate and a discount factor."""
+    """A log, a candidate, a discount factor and weights of episodes."""
 
     log: LoggedDataset
     policy: Policy
     gamma: float
+    weight: FloatArray | None
 
 
 @st.composite
@@ -84,7 +86,8 @@ def situations(draw: st.DrawFn) -> Situation:
     else:
         masked, n_actions = draw(st.booleans()), draw(st.integers(1, 4))
         log, policy = discrete(arguments, propensity, candidate, n_actions, masked, rng)
-    return Situation(log, policy, draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])))
+    gamma, weighing = draw(st.sampled_from([0.0, 0.5, 0.99, 1.0])), draw(st.sampled_from(WEIGHTS))
+    return Situation(log, policy, gamma, make_weights(weighing, n_episodes, rng))
 
 
 def make_states(kind: str, n: int, rng: np.random.Generator) -> FloatArray:
@@ -92,7 +95,8 @@ def make_states(kind: str, n: int, rng: np.random.Generator) -> FloatArray:
         return np.eye(3)[rng.integers(3, size=n)]
     if kind == "constant":
         return np.ones((n, 2))
-    return rng.normal(size=(n, 2)) * (1e6 if kind == "large" else 1.0)
+    states = rng.normal(size=(n, 2)) * (1e6 if kind == "large" else 1.0)
+    return states.astype(np.float32) if kind == "single precision" else states
 
 
 def make_rewards(kind: str, n: int, rng: np.random.Generator) -> FloatArray:
@@ -103,6 +107,14 @@ def make_rewards(kind: str, n: int, rng: np.random.Generator) -> FloatArray:
     if kind == "rare":
         return (rng.random(n) < 0.05).astype(float)
     return rng.normal(size=n) * {"normal": 1.0, "huge": 1e12, "tiny": 1e-150}[kind]
+
+
+def make_weights(kind: str, n: int, rng: np.random.Generator) -> FloatArray | None:
+    if kind == "none":
+        return None
+    weights = rng.exponential(size=n) * (1.0 if kind == "all" else rng.random(n) < 0.3)
+    weights[rng.integers(n)] = 1.0
+    return weights
 
 
 def continuous(
@@ -173,11 +185,12 @@ ESTIMATORS = [
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS, ids=lambda estimator: " ".join(repr(estimator).split()))
-@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=50, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(situation=situations())
 def test_every_valid_log_gets_an_answer(estimator: Any, situation: Situation) -> None:
     estimator.set_params(gamma=situation.gamma)
-    estimate = estimator.fit(situation.log, {"candidate": situation.policy}).estimate()["candidate"]
+    fitted = estimator.fit(situation.log, {"candidate": situation.policy}, situation.weight)
+    estimate = fitted.estimate()["candidate"]
     if estimate.error is not None:
         # What an estimator refuses at its door, in its own words; anything else is a crash.
         assert any(refusal in estimate.error for refusal in REFUSALS)
