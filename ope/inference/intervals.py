@@ -17,6 +17,9 @@ from ope.inference.checks import FloatArray, IntervalNotAvailable, check_tails, 
 Ends = tuple[float, float]
 
 
+ROUNDING = 1e-12
+
+
 def std_error(influence: FloatArray) -> FloatArray:
     """Compute the standard error of an estimate from its influence values.
 
@@ -217,7 +220,9 @@ def require_two(owner: str, n_episodes: int) -> None:
 
 
 def _bias_correction(value: float, replicates: FloatArray) -> float:
-    share = float(np.mean(replicates < value) + 0.5 * np.mean(replicates == value))
+    # Replicates of constant data differ from the value by rounding alone, which is no bias.
+    equal = np.abs(replicates - value) <= ROUNDING * abs(value)
+    share = float(np.mean((replicates < value) & ~equal) + 0.5 * np.mean(equal))
     if not 0.0 < share < 1.0:
         side = "above" if share == 0.0 else "below"
         raise IntervalNotAvailable(
