@@ -299,7 +299,8 @@ def _step_p_values(
 
 def _score_test(scores: FloatArray) -> float:
     """Return the p-value of sum(scores) = 0 from rows that are independent, by a chi-square of the rank of their covariance."""
-    scale = np.sqrt((scores**2).sum(axis=0))
+    top = np.abs(scores).max(axis=0)
+    scale = top * np.sqrt(((scores / np.where(top > 0, top, 1.0)) ** 2).sum(axis=0))
     kept = scale > 1e-9 * max(float(scale.max(initial=0.0)), np.finfo(float).tiny)
     if not kept.any() or not np.isfinite(scale).all():
         return 1.0

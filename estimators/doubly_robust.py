@@ -249,6 +249,11 @@ class DoublyRobust(OffPolicyEstimator):
         for fold in range(self.n_folds):
             inside = np.flatnonzero(folds == fold)
             outside = np.flatnonzero(folds != fold)
+            if not weight[outside].any():
+                raise ValueError(
+                    f"{type(self).__name__}.fit: `episode_weight` must leave a positive weight outside each of n_folds={self.n_folds} folds, got only zeros "
+                    "outside one; weigh more episodes, raise n_folds=, or take another random_state."
+                )
             model = self._nested().fit_q(data.select(outside), policy, weight[outside])
             part = model.predict(policy, data.select(inside))
             rows = ragged.rows_of(inside, data.offsets)

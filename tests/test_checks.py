@@ -34,8 +34,8 @@ from ope.policies import (
     TabularPolicy,
 )
 from ope.testing import CheckResult, check_estimator, check_policy, estimator_checks
-from ope.testing_estimators import EstimatorSubject
-from ope.testing_logs import KINDS, LABELS, linear_action, make_case
+from ope.testing.estimators import EstimatorSubject
+from ope.testing.logs import KINDS, LABELS, linear_action, make_case
 from ope.validation import FloatArray
 
 # -------------------------------------------------------------------- the estimators of the library

@@ -23,9 +23,9 @@ from ope.policies import GaussianPolicy
 from ope.policies.discrete import DiscretePolicy
 from ope.policy import RandomState
 from ope.testing import check_estimator, check_policy
-from ope.testing_estimators import EstimatorSubject
-from ope.testing_logs import CANDIDATE, KINDS, make_case, padded_pair, sharded
-from ope.testing_tools import first_difference, kept_data
+from ope.testing.estimators import EstimatorSubject
+from ope.testing.logs import CANDIDATE, KINDS, make_case, padded_pair, sharded
+from ope.testing.tools import first_difference, kept_data
 from ope.validation import FloatArray
 
 # -------------------------------------------------------------------- plug-ins that are right

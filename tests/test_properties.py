@@ -35,6 +35,7 @@ WEIGHTS = ("none", "all", "few")
 LENGTHS = (1, 2, 5, 60)
 REFUSALS = (
     "DoublyRobust.fit: cross-fitting in n_folds=2 needs as many episodes, got 1",
+    "DoublyRobust.fit: `episode_weight` must leave a positive weight outside each of n_folds=2 folds, got only zeros",
     "FittedQEvaluation.fit: `data` must hold a transition whose next state is known or terminal, got none",
 )
 INTERVALS = (None, "normal", "percentile", "basic", "bca", "bayesian")

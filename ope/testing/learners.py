@@ -13,8 +13,8 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from ope.policy import PolicyLearner, overlap
-from ope.testing_policies import PolicySubject, answers
-from ope.testing_tools import (
+from ope.testing.policies import PolicySubject, answers
+from ope.testing.tools import (
     digest,
     ensure,
     ensure_raises,

@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.base import clone
 
-from ope import testing_objects as objects
 from ope.dataset import LoggedDataset, Rows
 from ope.policy import Policy, PolicyLearner, log_prob_logged, probabilities
-from ope.testing_logs import KINDS, make_case
-from ope.testing_tools import digest, ensure, ensure_raises, first_difference
+from ope.testing import objects
+from ope.testing.logs import KINDS, make_case
+from ope.testing.tools import digest, ensure, ensure_raises, first_difference
 from ope.validation import BoolArray, FloatArray, IntArray
 
 CAPABILITIES = frozenset({"logged_prob", "all_probs", "density", "sample", "deterministic"})

@@ -17,8 +17,8 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.policy import Policy, log_prob_logged
-from ope.testing_logs import Case, make_case, padded_pair, sharded
-from ope.testing_tools import TOLERANCE, ensure, first_difference
+from ope.testing.logs import Case, make_case, padded_pair, sharded
+from ope.testing.tools import TOLERANCE, ensure, first_difference
 from ope.validation import FloatArray
 
 N_SEEDS = 200

@@ -10,8 +10,8 @@ from unittest import SkipTest
 import numpy as np
 import numpy.typing as npt
 
-from ope.testing_policies import ROUNDING, PolicySubject, answers, codes_of_labels, predicted
-from ope.testing_tools import ensure, first_difference, global_random_states, global_seed
+from ope.testing.policies import ROUNDING, PolicySubject, answers, codes_of_labels, predicted
+from ope.testing.tools import ensure, first_difference, global_random_states, global_seed
 from ope.validation import FloatArray
 
 Z_LIMIT = 4.0

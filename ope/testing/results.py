@@ -13,10 +13,10 @@ from sklearn.base import clone
 from ope.estimate import Estimate
 from ope.estimator import EXACT, STATISTICAL
 from ope.inference import IntervalNotAvailable
-from ope.testing_estimators import EstimatorSubject, parts_of
-from ope.testing_laws import LAWS, Fit, hold_exactly, hold_statistically
-from ope.testing_logs import Case
-from ope.testing_tools import TOLERANCE, ensure, first_difference
+from ope.testing.estimators import EstimatorSubject, parts_of
+from ope.testing.laws import LAWS, Fit, hold_exactly, hold_statistically
+from ope.testing.logs import Case
+from ope.testing.tools import TOLERANCE, ensure, first_difference
 from ope.verdict import Level, Verdict
 
 

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from ope import testing_objects as objects
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate, Estimates
 from ope.estimator import EXACT, STATISTICAL, OffPolicyEstimator
 from ope.policy import Policy
-from ope.testing_logs import KINDS, Case, make_case
-from ope.testing_tools import (
+from ope.testing import objects
+from ope.testing.logs import KINDS, Case, make_case
+from ope.testing.tools import (
     TOLERANCE,
     digest,
     ensure,

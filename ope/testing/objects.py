@@ -10,7 +10,7 @@ from typing import Any
 
 from sklearn.base import clone
 
-from ope.testing_tools import ensure, ensure_raises, first_difference
+from ope.testing.tools import ensure, ensure_raises, first_difference
 
 
 def init_only_assigns(owner: str, thing: Any) -> None:
