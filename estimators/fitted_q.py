@@ -44,7 +44,7 @@ class FittedQEvaluation(QEstimator):
         Limit of the iterations of a stationary fit; an estimate that needs more is not VALID.
     tol : float
         Converged when the value and the root mean square of the next-state values move by less than `tol` standard
-        deviations of the targets, three times in a row.
+        deviations of the targets (at least thousandths of their mean size), three times in a row.
     n_bootstrap : int
         Refits on resampled episodes, which give the interval; 0 for none.
     n_samples : int
@@ -230,7 +230,9 @@ class FittedQEvaluation(QEstimator):
             if not np.isfinite(v).all() or np.abs(v).max() > limit:
                 status = "diverged"
                 break
-            tolerance = self.tol * max(float(np.std(y[used])), np.finfo(float).tiny)
+            # The targets of constant rewards have no spread: a thousandth of their size stands in for it.
+            spread = max(float(np.std(y[used])), 1e-3 * float(np.mean(np.abs(y[used]))), np.finfo(float).tiny)
+            tolerance = self.tol * spread
             settled = (
                 abs(new_value - value) <= tolerance and float(np.sqrt(np.mean((moved - v_next) ** 2))) <= tolerance
             )

@@ -10,13 +10,14 @@ import hashlib
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+from ope.files import replace_file
 
 Arrays = dict[str, npt.NDArray[Any]]
 Metadata = dict[str, Any]
@@ -89,20 +90,7 @@ def write_sealed(path: str | Path, kind: str, arrays: Mapping[str, npt.NDArray[A
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     blank = save(contiguous, metadata={_KEY: json.dumps(header, allow_nan=False, sort_keys=True)})
     seal = hashlib.sha256(blank).hexdigest()
-    _replace_file(Path(path), blank.replace(f"{_SEAL}{_BLANK}".encode(), f"{_SEAL}{seal}".encode(), 1))
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    replace_file(path, blank.replace(f"{_SEAL}{_BLANK}".encode(), f"{_SEAL}{seal}".encode(), 1))
 
 
 def read_sealed(path: str | Path, kind: str, owner: str) -> tuple[Arrays, Metadata]:

@@ -115,7 +115,7 @@ class Problem(ABC):
         rng = generator(random_state)
         actor = self._actor(self.behavior if policy is None else policy, rng)
         state = self._start(n_episodes, rng)
-        alive, final, tape = np.arange(n_episodes), state.copy(), _Tape()
+        alive, final, tape = np.arange(n_episodes), state.copy(), Tape()
         ends = np.full(n_episodes, End.HORIZON if self.n_steps == self.horizon else End.TRUNCATED, dtype=np.int8)
         for t in range(self.n_steps):
             action, log_prob = actor(state)
@@ -172,13 +172,14 @@ class Problem(ABC):
 
 
 @dataclass
-class _Tape:
+class Tape:
     """Steps of parallel episodes, recorded time by time and read out episode by episode."""
 
     episodes: list[IntArray] = field(default_factory=list)
     columns: list[tuple[Array, ...]] = field(default_factory=list)
 
     def add(self, episodes: IntArray, *columns: Array) -> None:
+        """Record one step of the episodes that are still alive."""
         self.episodes.append(episodes)
         self.columns.append(columns)
 

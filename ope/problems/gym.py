@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.policy import Policy, RandomState, generator
-from ope.problems.base import _Tape as Tape
+from ope.problems.base import Tape
 from ope.problems.checks import integer
 from ope.schema import ColumnNames, End
 from ope.validation import FloatArray, IntArray, check_gamma
