@@ -57,12 +57,19 @@ class Basis:
 
 def check_features(owner: str, features: Any) -> None:
     """Raise unless `features` is something that `fit_basis` takes."""
-    rule = f"{owner}: `features` must be 'auto', 'identity' or a scikit-learn transformer"
-    if isinstance(features, str):
-        if features not in ("auto", "identity"):
-            raise ValueError(f"{rule}, got {features!r}; pass one of them.")
-    elif not (hasattr(features, "fit") and hasattr(features, "transform")):
-        raise TypeError(f"{rule}, got {type(features).__name__}; give it fit and transform.")
+    rule = "'auto', 'identity' or a scikit-learn transformer"
+    if not isinstance(features, str):
+        check_model(owner, "features", features, rule, "transform")
+    elif features not in ("auto", "identity"):
+        raise ValueError(f"{owner}: `features` must be {rule}, got {features!r}; pass one of them.")
+
+
+def check_model(owner: str, name: str, model: Any, rule: str, verb: str) -> None:
+    """Raise a TypeError unless `model` is None or an object with `fit` and this verb."""
+    if isinstance(model, type):
+        raise TypeError(f"{owner}: `{name}` must be {rule}, got the class {model.__name__}; pass {model.__name__}().")
+    if model is not None and not (hasattr(model, "fit") and hasattr(model, verb)):
+        raise TypeError(f"{owner}: `{name}` must be {rule}, got {type(model).__name__}; give it fit and {verb}.")
 
 
 def unfitted(model: Any, random_state: int) -> Any:

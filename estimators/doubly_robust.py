@@ -26,7 +26,7 @@ from ope.estimators.importance_sampling import (
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.weights import fold_of
 from ope.policy import Policy, Requirement, continuing_ends
-from ope.validation import FloatArray, IntArray
+from ope.validation import FloatArray, IntArray, check_integer
 from ope.verdict import Level, Verdict
 
 # -------------------------------------------------------------------- mathematics
@@ -198,10 +198,9 @@ class DoublyRobust(OffPolicyEstimator):
     def _validate(self) -> None:
         super()._validate()
         owner = type(self).__name__
-        if isinstance(self.n_folds, bool) or not isinstance(self.n_folds, (int, np.integer)) or self.n_folds < 2:
-            raise ValueError(
-                f"{owner}: `n_folds` must be an integer of at least 2, got {self.n_folds!r}; the Q model must not see the episodes it values."
-            )
+        remedy = "the Q model must not see the episodes it values"
+        check_integer(owner, "n_folds", self.n_folds, 2, remedy)
+        check_integer(owner, "random_state", self.random_state, 0, "pass a seed")
         if self.q is not None and not isinstance(self.q, QEstimator):
             raise TypeError(
                 f"{owner}: `q` must be a Q-based estimator (LSTDQ, FittedQEvaluation) or None, got {type(self.q).__name__}."

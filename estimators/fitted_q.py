@@ -13,13 +13,13 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, check_features, fit_basis, history_features, unfitted
+from ope.estimators._features import Basis, check_features, check_model, fit_basis, history_features, unfitted
 from ope.estimators._linear import past_p_value, step_rows
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.inference.weights import resampling_weights
 from ope.policy import Policy, Requirement, action_nodes, continuing_ends, probabilities
-from ope.validation import FloatArray, IntArray
+from ope.validation import FloatArray, IntArray, check_integer, check_number
 from ope.verdict import Level, Verdict
 
 DIVERGENCE_FACTOR = 10.0
@@ -105,16 +105,10 @@ class FittedQEvaluation(QEstimator):
         owner = type(self).__name__
         if self.features is not None:
             check_features(owner, self.features)
-        if self.regressor is not None and not (hasattr(self.regressor, "fit") and hasattr(self.regressor, "predict")):
-            raise TypeError(
-                f"{owner}: `regressor` must be a scikit-learn regressor, got {type(self.regressor).__name__}; give it fit and predict."
-            )
-        for name, least in (("max_iter", 1), ("n_bootstrap", 0), ("n_samples", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-                raise ValueError(f"{owner}: `{name}` must be an integer of at least {least}, got {value!r}.")
-        if not self.tol > 0:
-            raise ValueError(f"{owner}: `tol` must be positive, got {self.tol!r}; pass e.g. 1e-3.")
+        check_model(owner, "regressor", self.regressor, "a scikit-learn regressor or None", "predict")
+        for name, least in (("max_iter", 1), ("n_bootstrap", 0), ("n_samples", 1), ("random_state", 0)):
+            check_integer(owner, name, getattr(self, name), least)
+        check_number(owner, "tol", self.tol, "positive", "pass e.g. 1e-3", 0.0, above=True)
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> FittedQModel:
         """Fit the Q function and return it."""

@@ -18,7 +18,7 @@ from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
 from ope.policy import Policy, Requirement, probabilities
 from ope.schema import End
-from ope.validation import BoolArray, FloatArray, IntArray
+from ope.validation import BoolArray, FloatArray, IntArray, check_number
 from ope.verdict import Verdict
 
 # -------------------------------------------------------------------- mathematics
@@ -247,10 +247,9 @@ class ImportanceSampling(OffPolicyEstimator):
 
     def _validate(self) -> None:
         super()._validate()
-        if self.clip is not None and not (np.isfinite(self.clip) and self.clip > 0):
-            raise ValueError(
-                f"{type(self).__name__}: `clip` must be a positive weight or None, got {self.clip!r}; pass e.g. clip=20."
-            )
+        if self.clip is not None:
+            rule, remedy = "a positive weight or None", "pass e.g. clip=20"
+            check_number(type(self).__name__, "clip", self.clip, rule, remedy, 0.0, above=True)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         # Weights beyond the range of floats leave no finite value; the verdict says so, not a warning.
@@ -350,13 +349,12 @@ class ImportanceSampling(OffPolicyEstimator):
         }
         if self.clip is not None:
             diagnostics["clip_bias"] = fit.clip_bias
-        findings = [
-            verdicts.judge_finite(fit.value, fit.influence),
-            *verdicts.importance_findings(diagnostics, data.n_episodes, clipped=self.clip is not None),
-            verdicts.judge_clipping(fit.clip_bias, verdicts.standard_error(fit.influence)),
-            verdicts.judge_propensities(data, orthogonal=False),
-            verdicts.judge_unlogged(mass, labels),
-        ]
+        finite = verdicts.judge_finite(fit.value, fit.influence)
+        findings = [finite, verdicts.judge_propensities(data, orthogonal=False), verdicts.judge_unlogged(mass, labels)]
+        if finite is None:  # without a value there is no spread to judge
+            error = verdicts.standard_error(fit.influence)
+            findings.extend(verdicts.importance_findings(diagnostics, data.n_episodes, clipped=self.clip is not None))
+            findings.append(verdicts.judge_clipping(fit.clip_bias, error))
         return diagnostics, findings
 
     def _judge_tail(

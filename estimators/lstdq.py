@@ -25,7 +25,7 @@ from ope.estimators._features import (
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.policy import Policy, Requirement
-from ope.validation import FloatArray
+from ope.validation import FloatArray, check_integer, check_number
 from ope.verdict import Level, Verdict
 
 
@@ -118,11 +118,11 @@ class LSTDQ(QEstimator):
 
     def _validate(self) -> None:
         super()._validate()
-        check_features(type(self).__name__, self.features)
-        if not (np.isfinite(self.ridge) and self.ridge >= 0):
-            raise ValueError(
-                f"{type(self).__name__}: `ridge` must be a number of at least 0, got {self.ridge!r}; pass ridge=0 for none."
-            )
+        owner = type(self).__name__
+        check_features(owner, self.features)
+        check_number(owner, "ridge", self.ridge, "a number of at least 0", "pass ridge=0 for none", 0.0)
+        check_integer(owner, "n_samples", self.n_samples, 1)
+        check_integer(owner, "random_state", self.random_state, 0, "pass a seed")
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> LinearQModel:
         """Fit theta and return the Q function."""

@@ -245,6 +245,8 @@ def _difference(a: FloatArray | None, b: FloatArray | None) -> FloatArray | None
 
 
 def _check_level(level: float) -> float:
+    if isinstance(level, bool) or not isinstance(level, (int, float, np.floating, np.integer)):
+        raise TypeError(f"Estimate: `level` must be a number in (0, 1), got {level!r}; pass 0.95 for 95 %.")
     if not 0.0 < level < 1.0:
         raise ValueError(f"Estimate: `level` must lie in (0, 1), got {level!r}; pass 0.95 for 95 %.")
     return level

@@ -18,7 +18,7 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate, Estimates
 from ope.inference.weights import WeightKind, resampling_weights
 from ope.policy import Policy, Requirement, overlap
-from ope.validation import FloatArray, check_gamma, check_length, first_positions
+from ope.validation import FloatArray, check_gamma, check_integer, check_length, first_positions
 from ope.verdict import Level, Verdict
 
 EXACT = "exact"
@@ -72,6 +72,10 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
         self._validate()
         weight = self._check_weight(data, episode_weight)
         if isinstance(policy, Mapping):
+            if not policy:
+                raise ValueError(
+                    f"{type(self).__name__}.fit: `policy` must be a policy or name at least one, got an empty mapping; pass {{'name': policy}}."
+                )
             self.estimate_: Estimate | Estimates = Estimates(self._fit_many(data, policy, weight))
         else:
             self.estimate_ = self._fit_named(data, policy, type(policy).__name__, weight)
@@ -152,9 +156,17 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
         """Return weights of mean 1."""
         if weight is None:
             return np.ones(data.n_episodes)
-        owner = type(self).__name__
-        array = np.asarray(weight, dtype=np.float64)
-        check_length(owner, "episode_weight", np.atleast_1d(array), data.n_episodes, "episode")
+        owner, raw = type(self).__name__, np.asarray(weight)
+        if raw.dtype.kind not in "fiub":
+            raise TypeError(
+                f"{owner}.fit: `episode_weight` must be numeric, got dtype {raw.dtype}; convert the weights."
+            )
+        if raw.ndim != 1:
+            raise ValueError(
+                f"{owner}.fit: `episode_weight` must have shape (n_episodes,), got {raw.shape}; pass one weight per episode."
+            )
+        array = raw.astype(np.float64)
+        check_length(f"{owner}.fit", "episode_weight", array, data.n_episodes, "episode")
         bad = ~(np.isfinite(array) & (array >= 0))
         if bad.any() or array.sum() <= 0:
             where = f", got others at {first_positions(bad)}" if bad.any() else ", got only zeros"
@@ -169,6 +181,13 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
             raise TypeError(
                 f"{owner}.fit: `policy` must be a Policy, got {type(policy).__name__}; wrap it: ope.policies.ClassifierPolicy for a classifier, "
                 "FunctionPolicy for a function, TabularPolicy for a table."
+            )
+        misfit = "density" if data.discrete else "all_probs"
+        if misfit in policy.capabilities:
+            kinds = ("continuous", "discrete") if data.discrete else ("discrete", "continuous")
+            raise TypeError(
+                f"{owner}.fit: policy {name!r} ({type(policy).__name__}) is for {kinds[0]} actions, but the log has {kinds[1]} ones; give it a policy of its "
+                "kind (a FunctionPolicy of labels needs its action_labels=), or build the log with continuous= as it is meant."
             )
         if self._accepts(policy, data.discrete):
             return
@@ -241,6 +260,7 @@ def bootstrap(
     data : LoggedDataset
     policy : Policy
     n_replicates : int
+        At least 1.
     kind : {"bayesian", "poisson"}
         Exponential or Poisson weights of episodes.
     random_state : int
@@ -265,6 +285,11 @@ def bootstrap(
     >>> bootstrap(PerDecisionIS(gamma=1.0), log, TabularPolicy([[0.8, 0.2]]), n_replicates=10).replicates.shape
     (10,)
     """
+    check_integer("bootstrap", "n_replicates", n_replicates, 1, "200 is usual")
+    if isinstance(policy, Mapping):
+        raise TypeError(
+            "bootstrap: `policy` must be one policy, got a mapping; call it for each: equal resamples make them comparable in pairs."
+        )
     fitted = copy.deepcopy(estimator).fit(data, policy)
     estimate: Estimate = fitted.estimate()
     values = np.empty(n_replicates)

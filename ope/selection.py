@@ -135,6 +135,10 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     # ---------------------------------------------------------------- input
 
     def _named_estimators(self) -> dict[str, OffPolicyEstimator]:
+        if isinstance(self.estimators, (OffPolicyEstimator, type)):
+            raise TypeError(
+                f"PolicySelector: `estimators` must be a sequence or mapping of estimators, got {self.estimators!r}; pass a list of them."
+            )
         if isinstance(self.estimators, Mapping):
             named = dict(self.estimators)
         else:

@@ -53,6 +53,25 @@ def check_length(owner: str, name: str, array: npt.NDArray[Any], expected: int, 
         )
 
 
+def check_number(
+    owner: str, name: str, value: Any, rule: str, remedy: str, least: float, *, above: bool = False
+) -> float:
+    """Return a finite number of at least `least` (or above it), or raise an error of these words."""
+    message = f"{owner}: `{name}` must be {rule}, got {value!r}; {remedy}."
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.floating, np.integer)):
+        raise TypeError(message)
+    if not (np.isfinite(value) and (value > least if above else value >= least)):
+        raise ValueError(message)
+    return float(value)
+
+
+def check_integer(owner: str, name: str, value: Any, least: int, remedy: str = "pass one") -> int:
+    """Return an integer of at least `least`, or raise a ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
+        raise ValueError(f"{owner}: `{name}` must be an integer of at least {least}, got {value!r}; {remedy}.")
+    return int(value)
+
+
 def check_gamma(owner: str, gamma: Any) -> float:
     """Return `gamma` as a float in [0, 1], or raise."""
     if isinstance(gamma, bool) or not isinstance(gamma, (int, float, np.floating, np.integer)):

@@ -57,7 +57,7 @@ class EpsilonGreedy(DiscretePolicy):
     @property
     def capabilities(self) -> frozenset[str]:
         """What this policy offers: new states can be sampled if `policy` can."""
-        return super().capabilities if "sample" in self.policy.capabilities else super().capabilities - {"sample"}
+        return super().capabilities if "sample" in self._inner().capabilities else super().capabilities - {"sample"}
 
     @property
     def labels(self) -> npt.NDArray[Any] | None:
@@ -93,12 +93,19 @@ class EpsilonGreedy(DiscretePolicy):
         probs = self._aligned(self._checked().proba_rows(rows))
         return self._explore(probs, self._available(rows.action_mask, probs.shape))
 
+    def _inner(self) -> Policy:
+        if not isinstance(self.policy, Policy):
+            raise TypeError(
+                f"{OWNER}: `policy` must be a Policy, got {type(self.policy).__name__}; wrap a classifier in ClassifierPolicy."
+            )
+        return self.policy
+
     def _checked(self) -> Policy:
         if not isinstance(self.epsilon, (int, float, np.number)) or not 0.0 <= self.epsilon <= 1.0:
             raise ValueError(
                 f"{OWNER}: `epsilon` must be in [0, 1], got {self.epsilon!r}; pass the share of exploration."
             )
-        if "all_probs" not in self.policy.capabilities:
+        if "all_probs" not in self._inner().capabilities:
             raise TypeError(
                 f"{OWNER}: `policy` must have action probabilities, got {type(self.policy).__name__} with "
                 f"{sorted(self.policy.capabilities)}; give a FunctionPolicy its action_labels=."
