@@ -226,40 +226,33 @@ def check_no_data_kept(subject: EstimatorSubject) -> None:
 
 
 class FailingPolicy(Policy):
-    """A policy that offers everything and delivers an error.
+    """A policy that delivers errors.
+
+    Parameters
+    ----------
+    offered : frozenset of str
+        Its capabilities.
 
     Examples
     --------
-    >>> FailingPolicy().sample([[0.0]])
+    >>> FailingPolicy(frozenset({"sample"})).sample([[0.0]])
     Traceback (most recent call last):
         ...
     RuntimeError: broken on purpose
     """
 
+    def __init__(self, offered: frozenset[str]) -> None:
+        self.offered = offered
+
     @property
     def capabilities(self) -> frozenset[str]:
-        """All of them."""
-        return frozenset({"logged_prob", "all_probs", "density", "sample", "deterministic"})
+        """What it was told to offer."""
+        return self.offered
 
     def _fail(self, *_: Any, **__: Any) -> NoReturn:
         raise RuntimeError(BROKEN)
 
     predict = predict_proba = log_prob = sample = proba_rows = log_prob_rows = quadrature_rows = _fail
-
-
-class OfferlessPolicy(FailingPolicy):
-    """A policy that offers nothing.
-
-    Examples
-    --------
-    >>> OfferlessPolicy().capabilities
-    frozenset()
-    """
-
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """None."""
-        return frozenset()
 
 
 def check_mapping(subject: EstimatorSubject) -> None:
@@ -281,7 +274,8 @@ def check_mapping(subject: EstimatorSubject) -> None:
 def check_failing_candidate(subject: EstimatorSubject) -> None:
     """Check that a candidate that fails becomes an entry that says why, and the others are not lost."""
     owner, case = subject.owner, subject.case
-    candidates = {"good": case.candidate, "broken": FailingPolicy(), "poor": OfferlessPolicy(), "none": "no policy"}
+    broken = FailingPolicy(case.candidate.capabilities)
+    candidates = {"good": case.candidate, "broken": broken, "poor": FailingPolicy(frozenset()), "none": "no policy"}
     estimates = subject.fitted(case.log, candidates).estimate()
     gap = first_difference(parts_of(estimates["good"], NUMBERS), parts_of(subject.estimate, NUMBERS), TOLERANCE)
     remedy = "catch the error of each candidate in _fit_many"
@@ -301,15 +295,18 @@ def check_wrong_types(subject: EstimatorSubject) -> None:
     for policy in (object(), np.ones((3, 2)), None):
         bad_policy = partial(subject.fitted, case.log, policy)
         ensure_raises(bad_policy, TypeError, owner, f"policy={policy!r}", (owner, "`policy`", "Policy"))
+    kind = "density" if case.log.discrete else "all_probs"
+    other = partial(subject.fitted, case.log, FailingPolicy(case.candidate.capabilities | {kind}))
+    ensure_raises(other, TypeError, owner, "a policy for another kind of action", (owner, "FailingPolicy", "actions"))
 
 
 def check_requirement(subject: EstimatorSubject) -> None:
     """Check that a policy without what the method requires is a TypeError that names both."""
     if not subject.estimator.requires:
         raise SkipTest("it requires nothing of a policy")
-    call = partial(subject.fitted, subject.case.log, OfferlessPolicy())
+    call = partial(subject.fitted, subject.case.log, FailingPolicy(frozenset()))
     ensure_raises(
-        call, TypeError, subject.owner, "a policy that offers nothing", (subject.owner, "OfferlessPolicy", "requires")
+        call, TypeError, subject.owner, "a policy that offers nothing", (subject.owner, "FailingPolicy", "requires")
     )
 
 
