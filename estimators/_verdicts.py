@@ -209,7 +209,8 @@ def judge_range(value: float, data: LoggedDataset, gamma: float, stationary: boo
         steps = float(np.sum(gamma ** np.arange(data.horizon)))
     least, most = data.reward_range if data.reward_range is not None else (data.rewards.min(), data.rewards.max())
     low, high = (float(bound) * steps if bound else 0.0 for bound in (min(float(least), 0.0), max(float(most), 0.0)))
-    slack = 1e-6 * max(abs(low), abs(high))
+    slack = 1e-6 * max((abs(end) for end in (low, high) if np.isfinite(end)), default=0.0)
+    slack = max(slack, 1e-6 * max(abs(float(least)), abs(float(most))))
     if not np.isfinite(value) or low - slack <= value <= high + slack:
         return None
     return level, (
