@@ -50,6 +50,7 @@ RESULTS = HERE / "results" / "coverage"
 SIZES = (32, 128, 512)
 LEVELS = (0.90, 0.95)
 N_REPLICATES = 999
+STORED = ("values", "ends", "diagnostics", "influences")
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ ESTIMATORS: dict[str, Callable[[float], OffPolicyEstimator]] = {
 }
 METHODS = ("normal", "percentile", "basic", "bca", "bayesian", "hoeffding", "bernstein", "anderson")
 DIAGNOSTICS = (
-    "ess", "largest_share", "influence_ess", "skewness", "mean_weight", "pareto_k", "condition", "specification_p", "unsupported",
-    "correction_share", "truncated_tail", "run_level",
+    "ess", "largest_share", "influence_ess", "skewness", "mean_weight", "pareto_k", "condition", "specification_p", "features_p",
+    "unsupported", "correction_share", "truncated_tail", "run_level",
 )  # fmt: skip
 
 
@@ -181,10 +182,10 @@ def _ranged(method: str, estimate: Estimate, bounds: tuple[float, float] | None,
 
 
 def one_repetition(problem: Problem, policy: Policy, n: int, seed: int, weights: Weights) -> tuple[np.ndarray, ...]:
-    """Return values (E,), intervals (E, M, L, 2) and diagnostics (E, D) of one simulated log."""
+    """Return what STORED names, of one simulated log: (E,), (E, M, L, 2), (E, D) and (E, n)."""
     gamma = problem.default_gamma
     log: LoggedDataset = problem.sample(n, random_state=seed)
-    values, ends, diagnostics = [], [], []
+    values, ends, diagnostics, influences = [], [], [], []
     bounds = score_range(problem, policy, gamma)
     for build in ESTIMATORS.values():
         estimate: Estimate = build(gamma).fit(log, policy).estimate()
@@ -192,7 +193,8 @@ def one_repetition(problem: Problem, policy: Policy, n: int, seed: int, weights:
         ends.append(np.reshape(list(intervals(estimate, weights, bounds)), (len(METHODS), len(LEVELS), 2)))
         known = {**estimate.diagnostics, "run_level": float(estimate.verdict.level)}
         diagnostics.append([float(known.get(name, np.nan)) for name in DIAGNOSTICS])
-    return np.array(values), np.stack(ends), np.array(diagnostics)
+        influences.append(estimate.influence)
+    return np.array(values), np.stack(ends), np.array(diagnostics), np.array(influences)
 
 
 def cell_path(name: str, n: int) -> Path:
@@ -203,12 +205,12 @@ def cell_path(name: str, n: int) -> Path:
 def run_cell(name: str, n: int, repetitions: int) -> str:
     """Simulate a cell from the repetition on where its file ends."""
     path = cell_path(name, n)
-    columns: list[list[np.ndarray]] = [[], [], []]
+    columns: list[list[np.ndarray]] = [[] for _ in STORED]
     done = 0
     if path.exists():
         with np.load(path) as stored:
             done = len(stored["values"])
-            columns = [[stored[key]] for key in ("values", "ends", "diagnostics")]
+            columns = [[stored[key]] for key in STORED]
     if done >= repetitions:
         return f"{name} n={n}: {done} repetitions kept"
     problem, policy, truth = PROBLEMS[name].build()
@@ -217,10 +219,10 @@ def run_cell(name: str, n: int, repetitions: int) -> str:
         for seed in range(done, repetitions):
             for column, value in zip(columns, one_repetition(problem, policy, n, seed, weights), strict=True):
                 column.append(value[None].astype(np.float32) if column is not columns[0] else value[None])
-    values, ends, diagnostics = (np.concatenate(column) for column in columns)
+    arrays = {key: np.concatenate(column) for key, column in zip(STORED, columns, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
-    np.savez_compressed(part, values=values, ends=ends, diagnostics=diagnostics, truth=truth)
+    np.savez_compressed(part, truth=truth, **arrays)
     part.replace(path)
     return f"{name} n={n}: {repetitions} repetitions"
 
@@ -230,8 +232,7 @@ def run_cell(name: str, n: int, repetitions: int) -> str:
 
 def level_of(estimator: str, diagnostics: np.ndarray, n: int) -> Level:
     """Recompute the verdict of one estimate from its stored diagnostics."""
-    # One-hot states have no richer features and quadratics hold the Q of the LQR: the test of the basis is left out.
-    known = {**dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True)), "features_p": 1.0}
+    known = dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True))
     if estimator == "LSTDQ":
         findings = linear_findings(known)
     elif estimator in ("DR", "WDR"):
@@ -337,10 +338,7 @@ Where an interval covers and the estimate is still not VALID, a few episodes car
 both sides there, which makes a t interval cover at an effective sample of 5 as well as at 500. The next problem with the same diagnostics
 (ModelFail, n = 32) has its whole value in an event that the log has hardly seen, and covers .36. No diagnostic of a single log was found that
 tells the two apart (the largest share and the skewness of psi were tried: conditioning on small values of them picks the logs that missed
-the rare event, and lowers the coverage), so these logs stay at CAUTION or REFUSE.
-
-The test of the basis (`features_p`), which one-hot states do not need and the quadratics of the LQR pass, is not part of
-the recomputed verdicts."""
+the rare event, and lowers the coverage), so these logs stay at CAUTION or REFUSE."""
 
 
 def repetition_line(rows: pd.DataFrame) -> str:
