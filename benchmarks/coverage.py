@@ -1,20 +1,21 @@
 """Coverage of intervals, and of the verdicts that go with them, on the reference problems.
 
     python benchmarks/coverage.py run [--repetitions 2000] [--jobs 2]      simulate; one result file a cell, so that it resumes
+    python benchmarks/coverage.py intervals [--jobs 2]                     all interval methods of what was simulated
     python benchmarks/coverage.py report                                   judge, tabulate, write docs/coverage.md
 
-A cell is a problem and a number of episodes. Every repetition stores, for every estimator, the value, all intervals and the
-diagnostics; the verdict is recomputed from the diagnostics by the rules that the library uses, so that thresholds can be
-studied without simulating again. Thresholds are tuned on the problems in TUNING and reported on those in REPORTING.
+A cell is a problem and a number of episodes. Every repetition stores, for every estimator, the value, the influence vector and
+the diagnostics; intervals and verdicts are computed from them by the methods and rules that the library uses, so that both can
+be studied without simulating again. Thresholds are tuned on the problems in TUNING and reported on those in REPORTING.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -30,15 +31,16 @@ from ope.estimators._q import QPredictions
 from ope.estimators._verdicts import THRESHOLDS, doubly_robust_findings, importance_findings, linear_findings
 from ope.inference import (
     Anderson,
+    Bootstrap,
     EmpiricalBernstein,
     Hoeffding,
-    basic_interval,
-    bca_interval,
+    IntervalMethod,
+    IntervalNotAvailable,
+    Normal,
     hash_identifiers,
-    normal_interval,
-    percentile_interval,
     resampling_weights,
 )
+from ope.inference.methods import BootstrapKind
 from ope.policies import GaussianPolicy, TabularPolicy
 from ope.policy import Policy
 from ope.problems import Graph, Hybrid, ModelFail, ModelWin, Problem, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
@@ -50,7 +52,7 @@ RESULTS = HERE / "results" / "coverage"
 SIZES = (32, 128, 512)
 LEVELS = (0.90, 0.95)
 N_REPLICATES = 999
-STORED = ("values", "ends", "diagnostics", "influences")
+STORED = ("values", "diagnostics", "influences")
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,8 @@ ESTIMATORS: dict[str, Callable[[float], OffPolicyEstimator]] = {
     "DR": lambda gamma: ReusingDoublyRobust(gamma=gamma),
     "WDR": lambda gamma: ReusingDoublyRobust(gamma=gamma, weighted=True),
 }
-METHODS = ("normal", "percentile", "basic", "bca", "bayesian", "hoeffding", "bernstein", "anderson")
+RANGED = ("hoeffding", "bernstein", "anderson")
+METHODS = ("normal", *get_args(BootstrapKind), *RANGED)
 DIAGNOSTICS = (
     "ess", "largest_share", "influence_ess", "skewness", "mean_weight", "pareto_k", "condition", "specification_p", "features_p",
     "unsupported", "correction_share", "truncated_tail", "run_level",
@@ -147,59 +150,97 @@ def score_range(problem: Problem, policy: Policy, gamma: float) -> tuple[float, 
     return -bound, bound
 
 
-def intervals(
-    estimate: Estimate, weights: Weights, bounds: tuple[float, float] | None
-) -> Iterator[tuple[float, float]]:
-    """Yield an interval for each method and level, NaN where a method does not apply."""
-    psi, value = estimate.influence, estimate.value
-    assert psi is not None
-    poisson, bayesian = value + weights.poisson @ psi, value + weights.bayesian @ psi
-    for method in METHODS:
-        for level in LEVELS:
-            tail = (1.0 - level) / 2.0
-            try:
-                if method == "normal":
-                    yield normal_interval(value, psi, tail, tail)
-                elif method == "percentile":
-                    yield percentile_interval(poisson, tail, tail)
-                elif method == "basic":
-                    yield basic_interval(value, poisson, tail, tail)
-                elif method == "bca":
-                    yield bca_interval(value, poisson, psi, tail, tail)
-                elif method == "bayesian":
-                    yield percentile_interval(bayesian, tail, tail)
-                else:
-                    yield _ranged(method, estimate, bounds, tail)
-            except ValueError:
-                yield (np.nan, np.nan)
+@dataclass(frozen=True)
+class StoredEstimate:
+    """What an interval method reads of a repetition."""
+
+    value: float
+    influence: np.ndarray
+    drawn: np.ndarray | None
+    episode_keys: np.ndarray
+    scores: np.ndarray | None = None
+    replicates: np.ndarray | None = None
+    known_propensities: bool = True
 
 
-def _ranged(method: str, estimate: Estimate, bounds: tuple[float, float] | None, tail: float) -> tuple[float, float]:
-    if bounds is None or estimate.estimator != "PerDecisionIS":
-        return (np.nan, np.nan)
-    kinds = {"hoeffding": Hoeffding, "bernstein": EmpiricalBernstein, "anderson": Anderson}
-    return kinds[method](*bounds).bounds(estimate, tail, tail)
+class DrawnOnce(Bootstrap):
+    """The bootstrap, its weights shared by all repetitions."""
+
+    def replicates(self, sample: Any) -> np.ndarray:
+        """Return what was drawn."""
+        return np.asarray(sample.drawn)
 
 
-def one_repetition(problem: Problem, policy: Policy, n: int, seed: int, weights: Weights) -> tuple[np.ndarray, ...]:
-    """Return what STORED names, of one simulated log: (E,), (E, M, L, 2), (E, D) and (E, n)."""
+def methods(bounds: tuple[float, float] | None) -> dict[str, IntervalMethod | None]:
+    """Return the methods under study; None where the problem has no a-priori range."""
+    ranged = (None,) * 3 if bounds is None else (Hoeffding(*bounds), EmpiricalBernstein(*bounds), Anderson(*bounds))
+    drawn = {kind: DrawnOnce(kind) for kind in get_args(BootstrapKind)}
+    return {"normal": Normal(), **drawn, **dict(zip(RANGED, ranged, strict=True))}
+
+
+def bounds_of(method: IntervalMethod | None, sample: StoredEstimate) -> list[tuple[float, float]]:
+    """Return an interval for each level, NaN where the method does not apply."""
+    ends = []
+    for level in LEVELS:
+        tail = (1.0 - level) / 2.0
+        try:
+            ends.append((np.nan, np.nan) if method is None else method.bounds(sample, tail, tail))
+        except (ValueError, IntervalNotAvailable):
+            ends.append((np.nan, np.nan))
+    return ends
+
+
+def estimator_ends(values: np.ndarray, psi: np.ndarray, weights: Weights, chosen: Mapping[str, Any]) -> np.ndarray:
+    """Return the intervals of one estimator in all repetitions, shape (R, M, L, 2)."""
+    keys = hash_identifiers(np.arange(psi.shape[1]))
+    ends = np.full((len(values), len(chosen), len(LEVELS), 2), np.nan)
+    for r in np.flatnonzero(np.isfinite(values) & np.isfinite(psi).all(axis=1)):
+        poisson = values[r] + weights.poisson @ psi[r]
+        bayesian = values[r] + weights.bayesian @ psi[r]
+        for m, (name, method) in enumerate(chosen.items()):
+            drawn = None if name in ("normal", *RANGED) else bayesian if name == "bayesian" else poisson
+            scores = psi[r] + values[r] if name in RANGED else None
+            ends[r, m] = bounds_of(method, StoredEstimate(values[r], psi[r], drawn, keys, scores))
+    return ends
+
+
+def interval_cell(name: str, n: int) -> str:
+    """Compute the intervals of a cell from its influence values; they need no simulation."""
+    problem, policy, _ = PROBLEMS[name].build()
+    chosen = methods(score_range(problem, policy, problem.default_gamma))
+    weights = Weights.of(n)
+    with np.load(cell_path(name, n)) as stored, threadpool_limits(limits=1):
+        values, influences = stored["values"], stored["influences"].astype(np.float64)
+        parts = []
+        for e, estimator in enumerate(ESTIMATORS):
+            own = chosen if estimator == "PDIS" else {**chosen, **dict.fromkeys(RANGED)}
+            parts.append(estimator_ends(values[:, e], influences[:, e], weights, own))
+    np.savez_compressed(ends_path(name, n), ends=np.stack(parts, axis=1).astype(np.float32))
+    return f"{name} n={n}: intervals"
+
+
+def one_repetition(problem: Problem, policy: Policy, n: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Return what STORED names, of one simulated log: (E,), (E, D) and (E, n)."""
     gamma = problem.default_gamma
     log: LoggedDataset = problem.sample(n, random_state=seed)
-    values, ends, diagnostics, influences = [], [], [], []
-    bounds = score_range(problem, policy, gamma)
+    values, diagnostics, influences = [], [], []
     for build in ESTIMATORS.values():
         estimate: Estimate = build(gamma).fit(log, policy).estimate()
         values.append(estimate.value)
-        ends.append(np.reshape(list(intervals(estimate, weights, bounds)), (len(METHODS), len(LEVELS), 2)))
         known = {**estimate.diagnostics, "run_level": float(estimate.verdict.level)}
         diagnostics.append([float(known.get(name, np.nan)) for name in DIAGNOSTICS])
         influences.append(estimate.influence)
-    return np.array(values), np.stack(ends), np.array(diagnostics), np.array(influences)
+    return np.array(values), np.array(diagnostics), np.array(influences)
 
 
 def cell_path(name: str, n: int) -> Path:
     """Return where a cell's results are kept."""
     return RESULTS / f"{name.replace(' ', '_').replace('=', '')}_{n}.npz"
+
+
+def ends_path(name: str, n: int) -> Path:
+    """Return where a cell's intervals are kept."""
+    return cell_path(name, n).with_suffix(".ends.npz")
 
 
 def run_cell(name: str, n: int, repetitions: int) -> str:
@@ -214,12 +255,11 @@ def run_cell(name: str, n: int, repetitions: int) -> str:
     if done >= repetitions:
         return f"{name} n={n}: {done} repetitions kept"
     problem, policy, truth = PROBLEMS[name].build()
-    weights = Weights.of(n)
     with threadpool_limits(limits=1), np.errstate(all="ignore"):
         for seed in range(done, repetitions):
-            for column, value in zip(columns, one_repetition(problem, policy, n, seed, weights), strict=True):
+            for column, value in zip(columns, one_repetition(problem, policy, n, seed), strict=True):
                 column.append(value[None].astype(np.float32) if column is not columns[0] else value[None])
-    arrays = {key: np.concatenate(column) for key, column in zip(STORED, columns, strict=True)}
+    arrays: dict[str, Any] = {key: np.concatenate(column) for key, column in zip(STORED, columns, strict=True)}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part.npz")
     np.savez_compressed(part, truth=truth, **arrays)
@@ -251,12 +291,9 @@ def upper_limit(covered: int, total: int, level: float = 0.99) -> float:
 def cell_rows(name: str, n: int) -> list[dict[str, Any]]:
     """Return a row per estimator and method of a cell."""
     with np.load(cell_path(name, n)) as stored:
-        ends, diagnostics, truth = (
-            stored["ends"].astype(float),
-            stored["diagnostics"].astype(float),
-            float(stored["truth"]),
-        )
-        values = stored["values"]
+        values, diagnostics, truth = stored["values"], stored["diagnostics"].astype(float), float(stored["truth"])
+    with np.load(ends_path(name, n)) as stored:
+        ends = stored["ends"].astype(float)
     rows = []
     for e, estimator in enumerate(ESTIMATORS):
         levels = np.array([level_of(estimator, row, n) for row in diagnostics[:, e]])
@@ -292,24 +329,28 @@ def cell_rows(name: str, n: int) -> list[dict[str, Any]]:
 
 def table() -> pd.DataFrame:
     """Return all finished cells."""
-    cells = [(name, n) for name in PROBLEMS for n in SIZES if cell_path(name, n).exists()]
+    cells = [(name, n) for name in PROBLEMS for n in SIZES if ends_path(name, n).exists()]
     return pd.DataFrame([row for name, n in cells for row in cell_rows(name, n)])
 
 
 def main() -> None:
     """Run or report the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "report"])
+    parser.add_argument("action", choices=["run", "intervals", "report"])
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()
-    if arguments.action == "run":
-        tasks = (delayed(run_cell)(name, n, arguments.repetitions) for n in arguments.sizes for name in PROBLEMS)
-        for line in Parallel(n_jobs=arguments.jobs, return_as="generator")(tasks):
-            print(line, flush=True)
+    cells = [(name, n) for n in arguments.sizes for name in PROBLEMS]
+    if arguments.action == "report":
+        write_report(table())
         return
-    write_report(table())
+    if arguments.action == "run":
+        tasks = [delayed(run_cell)(name, n, arguments.repetitions) for name, n in cells]
+    else:
+        tasks = [delayed(interval_cell)(name, n) for name, n in cells if cell_path(name, n).exists()]
+    for line in Parallel(n_jobs=arguments.jobs, return_as="generator")(tasks):
+        print(line, flush=True)
 
 
 def write_report(rows: pd.DataFrame) -> None:

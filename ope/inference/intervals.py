@@ -119,7 +119,7 @@ def percentile_interval(replicates: FloatArray, alpha_low: float, alpha_high: fl
     >>> percentile_interval(np.arange(1.0, 100.0), 0.05, 0.05)
     (5.0, 95.0)
     """
-    sample = _replicates("percentile_interval", replicates, alpha_low, alpha_high)
+    sample = require_replicates("percentile_interval", replicates, alpha_low, alpha_high)
     return (
         _quantile(sample, alpha_low) if alpha_low > 0.0 else -math.inf,
         _quantile(sample, 1.0 - alpha_high) if alpha_high > 0.0 else math.inf,
@@ -201,13 +201,45 @@ def bca_interval(
     >>> round(low, 6), round(high, 6)
     (5.0, 95.0)
     """
-    sample = _replicates("bca_interval", replicates, alpha_low, alpha_high)
+    sample = require_replicates("bca_interval", replicates, alpha_low, alpha_high)
     psi = finite_array("bca_interval", "influence", influence)
     z0, acceleration = _bias_correction(value, sample), _acceleration(psi)
     return (
         _quantile(sample, _adjusted(alpha_low, z0, acceleration)) if alpha_low > 0.0 else -math.inf,
         _quantile(sample, _adjusted(1.0 - alpha_high, z0, acceleration)) if alpha_high > 0.0 else math.inf,
     )
+
+
+def expanded_tail(alpha: float, n_episodes: int, variance_ratio: float) -> float:
+    """Return the tail probability at which the quantile of bootstrap replicates is as far out as that of a t interval.
+
+    Parameters
+    ----------
+    alpha : float
+        Tail probability that is asked for.
+    n_episodes : int
+    variance_ratio : float
+        Unbiased variance of the estimate over the variance of its replicates: n / (n - 1) for multinomial counts, about 1 for
+        Poisson(1) counts, (n + 1) / (n - 1) for Exponential(1) weights.
+
+    Returns
+    -------
+    float
+        Phi(t_{n-1, alpha} sqrt(variance_ratio)), close to `alpha` for large n; 0 stays 0.
+
+    References
+    ----------
+    Hesterberg (2015), "What teachers should know about the bootstrap", doi:10.1080/00031305.2015.1089789: the expanded
+    percentile interval.
+
+    Examples
+    --------
+    >>> round(expanded_tail(0.025, 32, 33 / 31), 4), round(expanded_tail(0.025, 10**6, 1.0), 4)
+    (0.0177, 0.025)
+    """
+    if alpha == 0.0:
+        return 0.0
+    return float(ndtr(stdtrit(n_episodes - 1, alpha) * math.sqrt(variance_ratio)))
 
 
 def require_two(owner: str, n_episodes: int) -> None:
@@ -248,7 +280,8 @@ def _adjusted(probability: float, z0: float, acceleration: float) -> float:
     return float(ndtr(z0 + shifted / scale))
 
 
-def _replicates(owner: str, replicates: npt.ArrayLike, alpha_low: float, alpha_high: float) -> FloatArray:
+def require_replicates(owner: str, replicates: npt.ArrayLike, alpha_low: float, alpha_high: float) -> FloatArray:
+    """Check replicates and their number, and return them."""
     check_tails(owner, alpha_low, alpha_high)
     sample = finite_array(owner, "replicates", replicates)
     tail = min((alpha for alpha in (alpha_low, alpha_high) if alpha > 0.0), default=0.5)

@@ -15,8 +15,10 @@ from ope.inference.intervals import (
     Ends,
     basic_interval,
     bca_interval,
+    expanded_tail,
     normal_interval,
     percentile_interval,
+    require_replicates,
     require_two,
 )
 from ope.inference.mixing import UIntArray
@@ -133,7 +135,8 @@ class Bootstrap(IntervalMethod):
     kind : {"percentile", "basic", "bca", "bayesian"}
         "bayesian": percentile interval with Exponential(1) weights, in which every episode keeps some weight. The
         others use Poisson(1) counts: quantiles of the replicates, their reflection at the estimate, or the quantiles
-        corrected for bias and skewness.
+        corrected for bias and skewness. All but "bca" use expanded tails (`expanded_tail`): plain ones are too short for
+        few episodes, as a normal quantile with the variance divided by n is.
     n_replicates : int
         Number of replicates.
     random_state : int
@@ -173,12 +176,21 @@ class Bootstrap(IntervalMethod):
         """Compute the ends, see `percentile_interval`, `basic_interval` and `bca_interval`."""
         require_two("Bootstrap", len(sample.episode_keys))
         replicates = self.replicates(sample)
-        if self.kind == "basic":
-            return basic_interval(sample.value, replicates, alpha_low, alpha_high)
         if self.kind == "bca":
             influence = _influence(sample, "Bootstrap(kind='bca')")
             return bca_interval(sample.value, replicates, influence, alpha_low, alpha_high)
-        return percentile_interval(replicates, alpha_low, alpha_high)
+        require_replicates("Bootstrap", replicates, alpha_low, alpha_high)
+        tails = (self._expanded(alpha, sample, len(replicates)) for alpha in (alpha_low, alpha_high))
+        if self.kind == "basic":
+            return basic_interval(sample.value, replicates, *tails)
+        return percentile_interval(replicates, *tails)
+
+    def _expanded(self, alpha: float, sample: Sample, n_replicates: int) -> float:
+        # The random total of Poisson counts makes up for the n - 1; replicates of unknown weights get the wider tail.
+        n, counts = len(sample.episode_keys), sample.replicates is None and self.kind != "bayesian"
+        expanded = expanded_tail(alpha, n, 1.0 if counts else (n + 1) / (n - 1))
+        # Beyond the replicates lies the extreme replicate.
+        return max(expanded, 1.0 / (n_replicates + 1)) if alpha > 0.0 else 0.0
 
     def replicates(self, sample: Sample) -> FloatArray:
         """Return the replicates of the estimate, drawing them where it has none.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy.stats
 
 from ope.inference import (
     Anderson,
@@ -62,6 +63,11 @@ def weighted(kind: WeightKind, seed: int = 0, count: int = 2000) -> FloatArray:
     return means
 
 
+def expanded(alpha: float, ratio: float = 1.0) -> float:
+    """The tail of a normal law whose quantile is that of Student's, the variance unbiased."""
+    return float(scipy.stats.norm.cdf(scipy.stats.t.ppf(alpha, 39) * ratio**0.5))
+
+
 def test_normal_reads_influence_or_scores() -> None:
     expected = normal_interval(float(X.mean()), X - X.mean(), 0.05, 0.025)
     for log in (Log(influence=X - X.mean()), Log(scores=X)):
@@ -73,11 +79,12 @@ def test_normal_reads_influence_or_scores() -> None:
 def test_bootstrap_resamples_means_exactly(source: str) -> None:
     log = Log(influence=X - X.mean()) if source == "influence" else Log(scores=X)
     value, counts = float(X.mean()), weighted("poisson")
+    tails = expanded(0.05), expanded(0.025)
     expected = {
-        "percentile": percentile_interval(counts, 0.05, 0.025),
-        "basic": basic_interval(value, counts, 0.05, 0.025),
+        "percentile": percentile_interval(counts, *tails),
+        "basic": basic_interval(value, counts, *tails),
         "bca": bca_interval(value, counts, X - value, 0.05, 0.025),
-        "bayesian": percentile_interval(weighted("bayesian"), 0.05, 0.025),
+        "bayesian": percentile_interval(weighted("bayesian"), expanded(0.05, 41 / 39), expanded(0.025, 41 / 39)),
     }
     for kind in KINDS:
         assert Bootstrap(kind).bounds(log, 0.05, 0.025) == pytest.approx(expected[kind], rel=1e-12), kind
@@ -85,15 +92,37 @@ def test_bootstrap_resamples_means_exactly(source: str) -> None:
 
 def test_bootstrap_seed_and_size_are_used() -> None:
     found = Bootstrap("percentile", n_replicates=99, random_state=7).bounds(Log(scores=X), 0.05, 0.05)
-    assert found == pytest.approx(percentile_interval(weighted("poisson", 7, 99), 0.05, 0.05), rel=1e-12)
+    assert found == pytest.approx(
+        percentile_interval(weighted("poisson", 7, 99), expanded(0.05), expanded(0.05)), rel=1e-12
+    )
 
 
 def test_bootstrap_prefers_the_replicates_of_the_whole_estimation() -> None:
     replicates = np.linspace(0.0, 4.0, 199)
     log = Log(scores=X, influence=X - X.mean(), replicates=replicates)
-    assert Bootstrap("percentile").bounds(log, 0.05, 0.05) == percentile_interval(replicates, 0.05, 0.05)
-    assert Bootstrap("bayesian").bounds(log, 0.05, 0.05) == percentile_interval(replicates, 0.05, 0.05)
-    assert Bootstrap("basic").bounds(log, 0.05, 0.05) == basic_interval(log.value, replicates, 0.05, 0.05)
+    tails = expanded(0.05, 41 / 39), expanded(0.05, 41 / 39)
+    assert Bootstrap("percentile").bounds(log, 0.05, 0.05) == pytest.approx(percentile_interval(replicates, *tails))
+    assert Bootstrap("bayesian").bounds(log, 0.05, 0.05) == pytest.approx(percentile_interval(replicates, *tails))
+    assert Bootstrap("basic").bounds(log, 0.05, 0.05) == pytest.approx(basic_interval(log.value, replicates, *tails))
+
+
+@pytest.mark.parametrize("kind", ["percentile", "basic", "bayesian"])
+def test_expanded_tails_are_as_wide_as_a_t_interval_on_normal_data(kind: BootstrapKind) -> None:
+    x = scipy.stats.norm.ppf((np.arange(12) + 0.5) / 12)
+    log = Log(value=0.0, scores=x, influence=x, episode_keys=KEYS[:12])
+    low, high = Bootstrap(kind, n_replicates=20_000).bounds(log, 0.05, 0.05)
+    t_low, t_high = Normal().bounds(log, 0.05, 0.05)
+    plain = 2 * 1.645 * np.sqrt(np.mean(x**2) / 12)
+    assert high - low == pytest.approx(t_high - t_low, rel=0.06)
+    assert plain < 0.9 * (t_high - t_low)
+
+
+def test_a_tail_beyond_the_replicates_is_the_extreme_replicate() -> None:
+    log = Log(value=0.5, scores=np.array([0.0, 1.0]), replicates=np.linspace(0.0, 1.0, 99), episode_keys=KEYS[:2])
+    assert Bootstrap("percentile").bounds(log, 0.025, 0.025) == (0.0, 1.0)
+    assert Bootstrap("percentile").bounds(log, 0.025, 0.0) == (0.0, float("inf"))
+    with pytest.raises(IntervalNotAvailable, match="at least 999 replicates, got 99"):
+        Bootstrap("percentile").bounds(log, 0.001, 0.001)
 
 
 def test_replicates_alone_suffice_for_percentile_and_basic() -> None:
