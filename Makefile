@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/python -m ope demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
     python benchmarks/coverage.py run [--repetitions 2000] [--jobs 2]      simulate; one result file a cell, so that it resumes
     python benchmarks/coverage.py intervals [--jobs 2]                     all interval methods of what was simulated
+    python benchmarks/coverage.py search                                   try other rules for weighted estimators on the tuning half
     python benchmarks/coverage.py report                                   judge, tabulate, write docs/coverage.md
 
 A cell is a problem and a number of episodes. Every repetition stores, for every estimator, the value, the influence vector and
@@ -14,13 +15,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
 from joblib import Parallel, delayed
-from scipy.special import betaincinv
+from scipy.special import betaincinv, ndtr, ndtri
 from threadpoolctl import threadpool_limits
 
 from ope.dataset import LoggedDataset
@@ -40,6 +42,7 @@ from ope.inference import (
     hash_identifiers,
     resampling_weights,
 )
+from ope.inference.intervals import ROUNDING, expanded_tail
 from ope.inference.methods import BootstrapKind
 from ope.policies import GaussianPolicy, TabularPolicy
 from ope.policy import Policy
@@ -52,6 +55,8 @@ RESULTS = HERE / "results" / "coverage"
 SIZES = (32, 128, 512)
 LEVELS = (0.90, 0.95)
 N_REPLICATES = 999
+# Bootstrap intervals are computed for all repetitions at once; those of so many are compared with the library's.
+CHECKED = 20
 STORED = ("values", "diagnostics", "influences")
 
 
@@ -190,17 +195,57 @@ def bounds_of(method: IntervalMethod | None, sample: StoredEstimate) -> list[tup
     return ends
 
 
+def quantile(ordered: np.ndarray, probability: np.ndarray) -> np.ndarray:
+    """Return a quantile of every sorted row, as the library's intervals define it, shape (R,)."""
+    place = np.clip(probability * (ordered.shape[1] + 1) - 1.0, 0.0, ordered.shape[1] - 1.0)
+    low = np.floor(place).astype(int)
+    high, rows = np.minimum(low + 1, ordered.shape[1] - 1), np.arange(len(ordered))
+    return np.asarray(ordered[rows, low] + (place - low) * (ordered[rows, high] - ordered[rows, low]))
+
+
+def bca_tail(alpha: float, values: np.ndarray, psi: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Return the adjusted tail probability of every repetition, NaN where the bias cannot be corrected."""
+    gap = ordered - values[:, None]
+    equal = np.abs(gap) <= ROUNDING * np.abs(values[:, None])
+    share = ((gap < 0) & ~equal).mean(axis=1) + 0.5 * equal.mean(axis=1)
+    z0 = ndtri(np.where((share > 0) & (share < 1), share, np.nan))
+    acceleration = np.sum(psi**3, axis=1) / (6.0 * np.sum(psi**2, axis=1) ** 1.5)
+    shifted = z0 + ndtri(alpha)
+    scale = 1.0 - acceleration * shifted
+    return np.asarray(np.where(scale > 0, ndtr(z0 + shifted / scale), np.where(shifted > 0, 1.0, 0.0 * shifted)))
+
+
+def drawn_ends(values: np.ndarray, psi: np.ndarray, ordered: np.ndarray, kind: str, alpha: float) -> np.ndarray:
+    """Return bootstrap intervals of all repetitions from their sorted replicates, shape (R, 2)."""
+    n, ones = psi.shape[1], np.ones(len(values))
+    if kind == "bca":
+        tails = (bca_tail(alpha, values, psi, ordered), bca_tail(1.0 - alpha, values, psi, ordered))
+    else:
+        ratio = (n + 1) / (n - 1) if kind == "bayesian" else 1.0
+        tail = max(expanded_tail(alpha, n, ratio), 1.0 / (N_REPLICATES + 1))
+        tails = (tail * ones, (1.0 - tail) * ones)
+    low, high = (quantile(ordered, np.nan_to_num(tail)) + 0.0 * tail for tail in tails)
+    return np.stack([2.0 * values - high, 2.0 * values - low] if kind == "basic" else [low, high], axis=1)
+
+
 def estimator_ends(values: np.ndarray, psi: np.ndarray, weights: Weights, chosen: Mapping[str, Any]) -> np.ndarray:
-    """Return the intervals of one estimator in all repetitions, shape (R, M, L, 2)."""
+    """Return the intervals of one estimator in all repetitions, shape (R, M, L, 2): drawn ones for all at once."""
     keys = hash_identifiers(np.arange(psi.shape[1]))
     ends = np.full((len(values), len(chosen), len(LEVELS), 2), np.nan)
-    for r in np.flatnonzero(np.isfinite(values) & np.isfinite(psi).all(axis=1)):
-        poisson = values[r] + weights.poisson @ psi[r]
-        bayesian = values[r] + weights.bayesian @ psi[r]
-        for m, (name, method) in enumerate(chosen.items()):
-            drawn = None if name in ("normal", *RANGED) else bayesian if name == "bayesian" else poisson
+    sound = np.flatnonzero(np.isfinite(values) & np.isfinite(psi).all(axis=1) & psi.any(axis=1))
+    drawn = {kind: values[sound, None] + psi[sound] @ table.T for kind, table in vars(weights).items()}
+    ordered = {kind: np.sort(table, axis=1) for kind, table in drawn.items()}
+    for m, (name, method) in enumerate(chosen.items()):
+        own = "bayesian" if name == "bayesian" else "poisson"
+        if isinstance(method, DrawnOnce):
+            for i, level in enumerate(LEVELS):
+                ends[sound, m, i] = drawn_ends(values[sound], psi[sound], ordered[own], name, (1.0 - level) / 2.0)
+        for k, r in enumerate(sound[:CHECKED] if isinstance(method, DrawnOnce) else sound):
             scores = psi[r] + values[r] if name in RANGED else None
-            ends[r, m] = bounds_of(method, StoredEstimate(values[r], psi[r], drawn, keys, scores))
+            found = bounds_of(method, StoredEstimate(values[r], psi[r], drawn[own][k], keys, scores))
+            if isinstance(method, DrawnOnce):
+                np.testing.assert_allclose(ends[r, m], found, rtol=1e-9, err_msg=name)
+            ends[r, m] = found
     return ends
 
 
@@ -333,17 +378,69 @@ def table() -> pd.DataFrame:
     return pd.DataFrame([row for name, n in cells for row in cell_rows(name, n)])
 
 
+GRID: Mapping[str, tuple[float, ...]] = {
+    "ess": (5, 15, 20, 25, 40, 60, 100),
+    "influence_ess": (0, 5, 7, 9, 11, 13, 16, 20),
+    "skewness": (np.inf, 0.4, 0.3, 0.2, 0.15, 0.1),
+    "relative_ess": (0, 0.4, 0.5, 0.6, 0.7),
+    "log_mean_weight": (0.69, 0.3, 0.2, 0.1),
+}
+AT_MOST = ("skewness", "log_mean_weight")
+
+
+def tuning_parts() -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
+    """Return the diagnostics of every weighted estimator in the tuning cells, and which intervals cover, (R, M)."""
+    parts = []
+    for name, n in ((name, n) for name in TUNING for n in SIZES if ends_path(name, n).exists()):
+        with np.load(cell_path(name, n)) as stored, np.load(ends_path(name, n)) as kept:
+            ends, truth, rows = kept["ends"][:, :, :-3, 1], float(stored["truth"]), stored["diagnostics"].astype(float)
+        for e, estimator in enumerate(ESTIMATORS):
+            if estimator == "LSTDQ":
+                continue
+            known = dict(zip(DIAGNOSTICS, rows[:, e].T, strict=True))
+            known |= {"relative_ess": known["ess"] / n, "skewness": np.abs(known["skewness"])}
+            known["log_mean_weight"] = np.abs(np.log(np.maximum(known["mean_weight"], 1e-9)))
+            parts.append((known, (ends[:, e, :, 0] <= truth) & (truth <= ends[:, e, :, 1])))
+    return parts
+
+
+def score_rule(
+    parts: list[tuple[dict[str, np.ndarray], np.ndarray]], rule: Mapping[str, float]
+) -> tuple[int, int, int]:
+    """Return how many cells fail among VALID logs, how many cover .94-.97, and in how many of these 60 % are VALID."""
+    failing = true = met = 0
+    for known, covered in parts:
+        checks = [known[key] <= limit if key in AT_MOST else known[key] >= limit for key, limit in rule.items()]
+        valid = np.logical_and.reduce(checks)
+        for column in covered.T:
+            failing += bool(valid.sum() >= 200 and upper_limit(int(column[valid].sum()), int(valid.sum())) < 0.93)
+            covers = 0.94 <= column.mean() <= 0.97
+            true, met = true + covers, met + (covers and valid.mean() >= 0.6)
+    return failing, true, met
+
+
+def search() -> None:
+    """Print the rules that fail nowhere on the tuning half and call most covering cells VALID."""
+    parts = tuning_parts()
+    rules = [dict(zip(GRID, limits, strict=True)) for limits in product(*GRID.values())]
+    scores = [score_rule(parts, rule) for rule in rules]
+    sound = [(met, true, rule) for (failing, true, met), rule in zip(scores, rules, strict=True) if not failing]
+    print(f"{len(rules)} rules, {len(sound)} of them fail nowhere")
+    for met, true, rule in sorted(sound, key=lambda entry: -entry[0])[:5]:
+        print(f"{met} of {true}: {rule}")
+
+
 def main() -> None:
     """Run or report the study."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("action", choices=["run", "intervals", "report"])
+    parser.add_argument("action", choices=["run", "intervals", "search", "report"])
     parser.add_argument("--repetitions", type=int, default=2000)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     arguments = parser.parse_args()
     cells = [(name, n) for n in arguments.sizes for name in PROBLEMS]
-    if arguments.action == "report":
-        write_report(table())
+    if arguments.action in ("search", "report"):
+        search() if arguments.action == "search" else write_report(table())
         return
     if arguments.action == "run":
         tasks = [delayed(run_cell)(name, n, arguments.repetitions) for name, n in cells]
@@ -379,7 +476,13 @@ Where an interval covers and the estimate is still not VALID, a few episodes car
 both sides there, which makes a t interval cover at an effective sample of 5 as well as at 500. The next problem with the same diagnostics
 (ModelFail, n = 32) has its whole value in an event that the log has hardly seen, and covers .36. No diagnostic of a single log was found that
 tells the two apart (the largest share and the skewness of psi were tried: conditioning on small values of them picks the logs that missed
-the rare event, and lowers the coverage), so these logs stay at CAUTION or REFUSE."""
+the rare event, and lowers the coverage), so these logs stay at CAUTION or REFUSE. `python benchmarks/coverage.py search` tries the 6,720
+rules that combine limits of five diagnostics (`ess`, `influence_ess`, `skewness`, relative `ess`, `mean_weight`) for weighted estimators on
+the tuning half. Of those under which no cell of VALID logs covers too little, the best call 60 % of the logs VALID in 113 of the 140
+covering cells; so do the rules in force.
+
+A threshold within the spread of a diagnostic over the logs of one cell selects too: with `ess_caution` = 100, 150 or 170, two to five cells of
+the tuning half (trajectory weights, RiverSwim H = 20, n = 512) fell below .93 among the logs that passed; hence 200."""
 
 
 def repetition_line(rows: pd.DataFrame) -> str:

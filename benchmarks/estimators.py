@@ -29,12 +29,13 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimator import OffPolicyEstimator
 from ope.inference import IntervalNotAvailable
-from ope.policies import GaussianPolicy, TabularPolicy
+from ope.policies import FunctionPolicy, GaussianPolicy, TabularPolicy
 from ope.policy import Policy
 from ope.problems import (
     Baird,
     Graph,
     Hybrid,
+    LinearGaussian,
     ModelFail,
     ModelWin,
     Problem,
@@ -57,6 +58,7 @@ PROBLEMS: Mapping[str, Callable[[], Problem]] = {
     "RiverSwim": lambda: RiverSwim(max_steps=50),
     "RiverSwim H=20": lambda: RiverSwim(horizon=20),
     "ScalarLQR": lambda: ScalarLQR(max_steps=30),
+    "ScalarLQR deterministic": lambda: ScalarLQR(max_steps=30, target=LinearGaussian(-0.7, 0.0)),
     "RandomMDP": lambda: RandomMDP(terminals=1, random_state=1),
     "RandomMDP H=5": lambda: RandomMDP(horizon=5, random_state=0),
     "Baird": lambda: Baird(max_steps=30),
@@ -71,17 +73,51 @@ def build(name: str, **settings: Any) -> Callable[[float], OffPolicyEstimator]:
     return lambda gamma: getattr(estimators, name)(gamma=gamma, **settings)
 
 
+def dice(point: str) -> Callable[[float], OffPolicyEstimator]:
+    """Return a maker of one of the named points of the DICE family."""
+    return lambda gamma: getattr(estimators.DICE, point)(gamma=gamma)
+
+
 ESTIMATORS: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
     "IS": build("TrajectoryIS"),
     "PDIS": build("PerDecisionIS"),
     "WIS": build("WeightedIS", per_decision=False),
     "WPDIS": build("WeightedIS"),
-    "LSTDQ": build("LSTDQ"),
-    "FQE linear": build("FittedQEvaluation", **LINEAR),
+    "WPDIS clip lepski": build("WeightedIS", clip="lepski"),
+    "ControlVariateIS": build("ControlVariateIS"),
+    "IncrementalIS": build("IncrementalIS"),
+    "KernelIS": build("KernelIS"),
     "DR": build("DoublyRobust"),
     "WDR": build("DoublyRobust", weighted=True),
+    "DR mrdr": build("DoublyRobust", q=estimators.FittedQEvaluation(loss="mrdr")),
+    "EfficientDR": build("EfficientDoublyRobust"),
+    "MAGIC": build("MAGIC"),
+    "DoubleRL": build("DoubleReinforcementLearning"),
+    "LSTD": build("LSTD"),
+    "LSTDQ": build("LSTDQ"),
+    "LSTDQ retrace(1)": build("LSTDQ", trace="retrace"),
+    "LSTDQ tree_backup(1)": build("LSTDQ", trace="tree_backup"),
+    "LSTDQ q_lambda(.5)": build("LSTDQ", trace="q_lambda", trace_lambda=0.5),
+    "FQE linear": build("FittedQEvaluation", **LINEAR),
+    "FQE q_regression": build("FittedQEvaluation", loss="q_regression", **LINEAR),
+    "MarginalizedIS": build("MarginalizedIS"),
+    "StateMarginalIS": build("StateMarginalIS"),
+    "DualDICE": dice("dual"),
+    "GenDICE": dice("gen"),
+    "BestDICE": dice("best"),
+    "AlgaeDICE": dice("algae"),
+    "GradientDICE": build("GradientDICE"),
+    "COP-TD": build("COPTD"),
+    "MWL": build("MinimaxWeightLearning"),
+    "MWL kernel": build("MinimaxWeightLearning", discriminator="kernel"),
+    "MQL": build("MinimaxQLearning"),
+    "MQL kernel": build("MinimaxQLearning", discriminator="kernel"),
+    "CoinDICE": build("CoinDICE"),
 }
-NEURAL: Mapping[str, Callable[[float], OffPolicyEstimator]] = {}
+NEURAL: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
+    "neural FQE": build("NeuralFittedQEvaluation", hidden=(64, 64)),
+    "DR neural FQE": build("DoublyRobust", q=estimators.NeuralFittedQEvaluation(hidden=(64, 64)), n_folds=2),
+}
 
 COLUMNS = ["estimator", "seed", "value", "std_error", "low", "high", "verdict", "seconds", "error"]
 
@@ -94,6 +130,8 @@ def target_of(problem: Problem) -> Policy:
     target: Any = problem.target
     if isinstance(problem, TabularProblem):
         return TabularPolicy(target, state_code=problem.state_code)
+    if target.std == 0.0:
+        return FunctionPolicy(predict=lambda states: target.gain * states[:, :1] + target.offset)
     return GaussianPolicy(mean=[target.gain], std=target.std, intercept=target.offset)
 
 

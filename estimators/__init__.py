@@ -3,17 +3,51 @@
 if __name__ != "ope.estimators":
     raise ImportError(f"import this package as ope.estimators, not {__name__}")
 
+from ope.estimators.coin_dice import CoinDICE
+from ope.estimators.coin_dice import CoinDICEInterval as CoinDICEInterval
+from ope.estimators.control_variate_is import ControlVariateIS
+from ope.estimators.cop_td import COPTD
+from ope.estimators.dice import DICE
+from ope.estimators.dice import NeuralFunctions as NeuralFunctions
+from ope.estimators.double_rl import DoubleReinforcementLearning
 from ope.estimators.doubly_robust import DoublyRobust
+from ope.estimators.efficient_dr import EfficientDoublyRobust
 from ope.estimators.fitted_q import FittedQEvaluation
+from ope.estimators.gradient_dice import GradientDICE
 from ope.estimators.importance_sampling import ImportanceSampling, PerDecisionIS, TrajectoryIS, WeightedIS
+from ope.estimators.incremental_is import IncrementalIS
+from ope.estimators.kernel_is import KernelIS
+from ope.estimators.lstd import LSTD
 from ope.estimators.lstdq import LSTDQ
+from ope.estimators.magic import MAGIC
+from ope.estimators.marginalized_is import MarginalizedIS
+from ope.estimators.minimax_q import MinimaxQLearning
+from ope.estimators.minimax_weight import MinimaxWeightLearning
+from ope.estimators.neural_fqe import NeuralFittedQEvaluation
+from ope.estimators.state_marginal_is import StateMarginalIS
 
 __all__ = [
+    "COPTD",
+    "DICE",
+    "LSTD",
     "LSTDQ",
+    "MAGIC",
+    "CoinDICE",
+    "ControlVariateIS",
+    "DoubleReinforcementLearning",
     "DoublyRobust",
+    "EfficientDoublyRobust",
     "FittedQEvaluation",
+    "GradientDICE",
     "ImportanceSampling",
+    "IncrementalIS",
+    "KernelIS",
+    "MarginalizedIS",
+    "MinimaxQLearning",
+    "MinimaxWeightLearning",
+    "NeuralFittedQEvaluation",
     "PerDecisionIS",
+    "StateMarginalIS",
     "TrajectoryIS",
     "WeightedIS",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +11,9 @@ import numpy.typing as npt
 from sklearn.base import clone
 
 from ope import ragged
-from ope.dataset import LoggedDataset
-from ope.policy import Policy, RandomState, action_nodes, continuing_ends, probabilities
+from ope.dataset import LoggedDataset, Rows
+from ope.estimators._draws import final_nodes, row_nodes
+from ope.policy import Policy, continuing_ends, probabilities
 from ope.validation import FloatArray, IntArray
 
 
@@ -140,6 +142,8 @@ class FeatureBlock:
         The same at the state that followed; 0 where the process ended.
     used : ndarray of shape (n,)
         False for the last transition of a horizon end that goes on to an unknown state.
+    ratio : ndarray of shape (n,) or None
+        Weight of each row beside that of its episode: pi / b where the features are of states only.
     """
 
     phi: FloatArray
@@ -149,24 +153,46 @@ class FeatureBlock:
     rewards: FloatArray
     offsets: IntArray
     steps: IntArray
+    ratio: FloatArray | None = None
+
+    @property
+    def reach(self) -> int:
+        """How many steps ahead the value functions are that targets read."""
+        return 1
 
     @property
     def start(self) -> FloatArray:
         """Expected features at the first state of every episode, shape (n_episodes, k)."""
         return self.phi_bar[self.offsets[:-1]]
 
+    def row_weights(self, episode_weight: FloatArray) -> FloatArray:
+        """Return the weight of every row, shape (n,)."""
+        weight: FloatArray = np.repeat(episode_weight, np.diff(self.offsets)) * self.used
+        return weight if self.ratio is None else weight * self.ratio
+
+    def following(self, t: int) -> Iterator[tuple[int, IntArray, FloatArray]]:
+        """Yield which later values the targets of step t read: how far ahead, the rows of step t, and features (rows, k)."""
+        rows = ragged.step_rows(self.offsets, t)
+        yield 1, rows, self.phi_next[rows]
+
 
 def feature_block(
-    block: LoggedDataset, basis: Basis, policy: Policy, stationary: bool, n_samples: int, random_state: RandomState
+    block: LoggedDataset, basis: Basis, policy: Policy, stationary: bool, n_samples: int, random_state: int
 ) -> FeatureBlock:
     """Compute the features of a block of whole episodes."""
     phi = basis.logged(block.states, block.actions)
-    phi_bar = _expected(policy, block.rows(), block, basis, n_samples, random_state)
+    phi_bar = _expected(policy, block.rows(), block, basis, lambda: row_nodes(policy, block, n_samples, random_state))
     last = np.zeros((block.n_episodes, phi.shape[1]))
     goes_on = continuing_ends(block, stationary)
     known = np.flatnonzero(goes_on & block.final_known())
     if len(known):
-        last[known] = _expected(policy, block.final_rows(known), block, basis, n_samples, random_state)
+        last[known] = _expected(
+            policy,
+            block.final_rows(known),
+            block,
+            basis,
+            lambda: final_nodes(policy, block, known, n_samples, random_state),
+        )
     used = np.ones(len(phi), dtype=bool)
     used[block.offsets[1:][goes_on & ~block.final_known()] - 1] = False
     phi_next = ragged.shift_to_next(phi_bar, block.offsets, last)
@@ -174,13 +200,17 @@ def feature_block(
 
 
 def _expected(
-    policy: Policy, rows: Any, block: LoggedDataset, basis: Basis, n_samples: int, random_state: RandomState
+    policy: Policy,
+    rows: Rows,
+    block: LoggedDataset,
+    basis: Basis,
+    nodes_of: Callable[[], tuple[FloatArray, FloatArray]],
 ) -> FloatArray:
     if block.action_labels is not None:
         probs = probabilities(policy, rows, block.action_labels)
         features = basis.transform(rows.states)
         return np.asarray(np.einsum("na,np->nap", probs, features).reshape(len(features), -1))
-    nodes, weights = action_nodes(policy, rows, n_samples, random_state)
+    nodes, weights = nodes_of()
     total = weights[0] * basis.logged(rows.states, nodes[0])
     for weight, actions in zip(weights[1:], nodes[1:], strict=True):
         total += weight * basis.logged(rows.states, actions)
@@ -197,16 +227,26 @@ def richer_features(block: LoggedDataset) -> FloatArray | None:
     """
     if block.discrete and is_one_hot(block.states):
         return None
-    inputs = block.states if block.discrete else np.hstack([block.states, block.actions])
+    if not block.discrete:
+        return fourier_features(np.hstack([block.states, block.actions]))
+    waves = fourier_features(block.states)
+    codes = np.eye(block.n_actions)[block.actions]
+    return np.asarray(np.einsum("na,nq->naq", codes, waves).reshape(len(waves), -1))
+
+
+def fourier_features(inputs: FloatArray) -> FloatArray:
+    """Return random waves of standardised inputs, shape (n, q), the same for the same inputs.
+
+    Examples
+    --------
+    >>> fourier_features(np.zeros((2, 3))).shape
+    (2, 12)
+    """
     spread = inputs.std(axis=0)
     standard = (inputs - inputs.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
     rng = np.random.default_rng(0)
     frequencies = rng.normal(size=(inputs.shape[1], N_FOURIER)) / np.sqrt(inputs.shape[1])
-    waves = np.cos(standard @ frequencies + rng.uniform(0.0, 2.0 * np.pi, N_FOURIER))
-    if not block.discrete:
-        return np.asarray(waves)
-    codes = np.eye(block.n_actions)[block.actions]
-    return np.asarray(np.einsum("na,nq->naq", codes, waves).reshape(len(waves), -1))
+    return np.asarray(np.cos(standard @ frequencies + rng.uniform(0.0, 2.0 * np.pi, N_FOURIER)))
 
 
 def history_features(block: LoggedDataset, max_states: int = 8) -> FloatArray:

@@ -1,33 +1,42 @@
 """Least-squares temporal differences in closed form: sufficient statistics that merge, their solution, its influence.
 
 Arrays have a leading axis of S value functions: one if stationary, one per step if time-indexed (S = horizon). Notation as in
-the papers: G = sum phi phi', C = sum phi phibar_next', b = sum phi r, theta, u (the adjoint solution).
+the papers: G = sum phi phi', C = sum phi phibar_next', b = sum phi r, theta, u (the adjoint solution). Rows count by the weight
+of their episode, and by their ratio where a block has one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 
 import numpy as np
-from scipy.special import gammaincc
 
 from ope import ragged
 from ope.estimators._features import FeatureBlock
+from ope.estimators._specification import past_p_value as past_p_value
+from ope.estimators._specification import specification_p_value as specification_p_value
+from ope.ragged import step_rows as step_rows
 from ope.validation import FloatArray, IntArray
 
 RANK_TOLERANCE = 1e-10
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class LinearSums:
-    """G (S, k, k), C (S, k, k), b (S, k), the sum of start features (k,) and of episode weights."""
+    """G (S, k, k), C (S, k, k), b (S, k), the sum of start features (k,) and of episode weights.
+
+    `later` (S, m, k, k) holds what C is to the next value function for those 2, 3, ... steps ahead, which traces read.
+    """
 
     gram: FloatArray
     cross: FloatArray
     reward: FloatArray
     start: FloatArray
     n: float
+    later: FloatArray | None = None
 
     def merge(self, other: LinearSums) -> LinearSums:
         """Return the sums over both parts."""
@@ -37,13 +46,20 @@ class LinearSums:
             self.reward + other.reward,
             self.start + other.start,
             self.n + other.n,
+            None if self.later is None or other.later is None else self.later + other.later,
         )
+
+    def onward(self, t: int, gamma: float) -> Iterator[tuple[int, FloatArray]]:
+        """Yield the later value functions that enter the targets of step t, each with the matrix (k, k) it is multiplied by."""
+        yield t + 1, gamma * self.cross[t]
+        for j, matrix in enumerate(() if self.later is None else self.later[t]):
+            yield t + 2 + j, gamma ** (2 + j) * matrix
 
 
 def summarise(block: FeatureBlock, episode_weight: FloatArray, n_values: int) -> LinearSums:
     """Sum a block; `n_values` is 1 or the horizon."""
     k = block.phi.shape[1]
-    row_weight = np.repeat(episode_weight, np.diff(block.offsets)) * block.used
+    row_weight = block.row_weights(episode_weight)
     gram, cross, reward = np.zeros((n_values, k, k)), np.zeros((n_values, k, k)), np.zeros((n_values, k))
     for s, rows in _rows_by_value(block, n_values):
         phi = block.phi[rows]
@@ -51,7 +67,18 @@ def summarise(block: FeatureBlock, episode_weight: FloatArray, n_values: int) ->
         gram[s] = weighted.T @ phi
         cross[s] = weighted.T @ block.phi_next[rows]
         reward[s] = weighted.T @ block.rewards[rows]
-    return LinearSums(gram, cross, reward, episode_weight @ block.start, float(episode_weight.sum()))
+    later = _later(block, row_weight, n_values) if n_values > 1 and block.reach > 1 else None
+    return LinearSums(gram, cross, reward, episode_weight @ block.start, float(episode_weight.sum()), later)
+
+
+def _later(block: FeatureBlock, row_weight: FloatArray, n_values: int) -> FloatArray:
+    k = block.phi.shape[1]
+    later = np.zeros((n_values, block.reach - 1, k, k))
+    for t in range(int(np.diff(block.offsets).max())):
+        for ahead, rows, features in block.following(t):
+            if ahead > 1:
+                later[t, ahead - 2] = (row_weight[rows, None] * block.phi[rows]).T @ features
+    return later
 
 
 def merge(parts: list[LinearSums]) -> LinearSums:
@@ -62,12 +89,7 @@ def merge(parts: list[LinearSums]) -> LinearSums:
 def _rows_by_value(block: FeatureBlock, n_values: int) -> list[tuple[int, IntArray | slice]]:
     if n_values == 1:
         return [(0, slice(None))]
-    return [(t, step_rows(block.offsets, t)) for t in range(int(np.diff(block.offsets).max()))]
-
-
-def step_rows(offsets: IntArray, t: int) -> IntArray:
-    """Return the rows of step t, one for each episode that is longer than t."""
-    return offsets[:-1][np.diff(offsets) > t] + t
+    return [(t, ragged.step_rows(block.offsets, t)) for t in range(int(np.diff(block.offsets).max()))]
 
 
 @dataclass(frozen=True)
@@ -146,15 +168,29 @@ def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: 
 
 def _solve_time_indexed(sums: LinearSums, start: FloatArray, gamma: float, ridge: float) -> LinearSolution:
     n_steps, k = sums.reward.shape
-    theta, adjoint = np.zeros((n_steps + 1, k)), np.zeros((n_steps, k))
+    theta, load = np.zeros((n_steps, k)), np.zeros((n_steps, k))
     inverse, support, condition = _pseudo_inverses(sums.gram, ridge)
     for t in range(n_steps - 1, -1, -1):
-        theta[t] = inverse[t] @ (sums.reward[t] + gamma * sums.cross[t] @ theta[t + 1])
-    adjoint[0] = inverse[0] @ start
-    for t in range(n_steps - 1):
-        adjoint[t + 1] = inverse[t + 1] @ (gamma * sums.cross[t].T @ adjoint[t])
-    bias = -ridge * float(np.sum(adjoint * theta[:-1]))
-    return LinearSolution(theta[:-1], adjoint, inverse, support, start, float(start @ theta[0]), condition, bias)
+        target = sums.reward[t].copy()
+        for later, matrix in sums.onward(t, gamma):
+            if later < n_steps:
+                target += matrix @ theta[later]
+        theta[t] = inverse[t] @ target
+    load[0] = start
+    adjoint = _adjoint(load, sums, inverse, gamma)
+    bias = -ridge * float(np.sum(adjoint * theta))
+    return LinearSolution(theta, adjoint, inverse, support, start, float(start @ theta[0]), condition, bias)
+
+
+def _adjoint(load: FloatArray, sums: LinearSums, inverse: FloatArray, gamma: float) -> FloatArray:
+    """Return u with sum_t load_t' dtheta_t = sum_t u_t' (phi eps)_t, shape (S, k), from the first step to the last."""
+    load, u = load.copy(), np.zeros_like(load)
+    for t in range(len(load)):
+        u[t] = inverse[t] @ load[t]
+        for later, matrix in sums.onward(t, gamma):
+            if later < len(load):
+                load[later] += matrix.T @ u[t]
+    return u
 
 
 def plug_in_gradient(
@@ -175,12 +211,7 @@ def adjoint_of(gradient: FloatArray, sums: LinearSums, solution: LinearSolution,
     """Return u with gradient' dtheta = sum u' phi eps, shape (S, k)."""
     if len(gradient) == 1:
         return np.asarray(solution.inverse[0].T @ gradient[0])[None]
-    u = np.zeros_like(gradient)
-    ahead = np.zeros(gradient.shape[1])
-    for t, (inverse, cross) in enumerate(zip(solution.inverse, sums.cross, strict=True)):
-        u[t] = inverse @ (gradient[t] + ahead)
-        ahead = gamma * cross.T @ u[t]
-    return u
+    return _adjoint(gradient, sums, solution.inverse, gamma)
 
 
 def value_index(block: FeatureBlock, n_values: int) -> IntArray:
@@ -189,19 +220,24 @@ def value_index(block: FeatureBlock, n_values: int) -> IntArray:
 
 
 def temporal_differences(block: FeatureBlock, theta: FloatArray, gamma: float) -> FloatArray:
-    """Return eps = r + gamma phibar_next' theta_next - phi' theta of every used row (0 elsewhere), shape (n,)."""
+    """Return eps = r + gamma phibar_next' theta_next - phi' theta of every used row (0 elsewhere), shape (n,).
+
+    What is no more than the rounding of its terms is 0, lest tests without a sense of scale take it for something.
+    """
     n_values = len(theta)
     s = value_index(block, n_values)
     following = theta if n_values == 1 else np.vstack([theta[1:], np.zeros_like(theta[:1])])
-    ahead = np.einsum("nk,nk->n", block.phi_next, following[s])
-    eps = block.rewards + gamma * ahead - np.einsum("nk,nk->n", block.phi, theta[s])
-    return np.asarray(np.where(block.used, eps, 0.0))
+    ahead = gamma * np.einsum("nk,nk->n", block.phi_next, following[s])
+    now = np.einsum("nk,nk->n", block.phi, theta[s])
+    eps = block.rewards + ahead - now
+    size = np.abs(block.rewards) + np.abs(ahead) + np.abs(now)
+    return np.asarray(np.where(block.used & (np.abs(eps) > ROUNDING * size), eps, 0.0))
 
 
-def ratios(block: FeatureBlock, solution: LinearSolution, n: float) -> FloatArray:
-    """Return w = n u' phi of every row: the candidate's discounted visits over the logged ones, shape (n,)."""
-    s = value_index(block, len(solution.theta))
-    return np.where(block.used, n * np.einsum("nk,nk->n", block.phi, solution.adjoint[s]), 0.0)
+def weights_of(block: FeatureBlock, u: FloatArray) -> FloatArray:
+    """Return u' phi of every used row, times its ratio: with n u, the candidate's discounted visits over the logged ones; shape (n,)."""
+    w = np.where(block.used, np.einsum("nk,nk->n", block.phi, u[value_index(block, len(u))]), 0.0)
+    return w if block.ratio is None else w * block.ratio
 
 
 def influence(block: FeatureBlock, solution: LinearSolution, eps: FloatArray, w: FloatArray) -> FloatArray:
@@ -231,123 +267,3 @@ def _outside(phi: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArr
     size = np.abs(phi).sum(axis=1)
     left = np.abs(phi - phi @ support).sum(axis=1)
     return np.divide(left, size, out=np.zeros_like(size), where=size > 0), (size > 0).astype(np.float64)
-
-
-def specification_p_value(
-    block: FeatureBlock,
-    history: FloatArray,
-    solution: LinearSolution,
-    eps: FloatArray,
-    gamma: float,
-    episode_weight: FloatArray,
-    share: float,
-) -> float:
-    """Return the p-value of the hypothesis that temporal differences are unrelated to given instruments.
-
-    With what happened one step before it tests the state, with more features of the present it tests the basis.
-
-    Parameters
-    ----------
-    episode_weight : ndarray of shape (n_episodes,)
-    share : float
-        Of all episode weights of the log that are in this block.
-
-    Notes
-    -----
-    A score test, clustered by episode, of E[h eps] = 0, with h made orthogonal to the estimation error of theta. Time-indexed
-    models get one test a step, Bonferroni-corrected.
-    """
-    inverse = solution.inverse / share  # as if the block were the whole log, which makes h orthogonal within it
-    if len(inverse) == 1:
-        return _stationary_p_value(block, history, inverse[0], eps, gamma, episode_weight)
-    p_values = _step_p_values(block, history, inverse, eps, gamma, episode_weight)
-    return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
-
-
-def _stationary_p_value(
-    block: FeatureBlock, h: FloatArray, inverse: FloatArray, eps: FloatArray, gamma: float, episode_weight: FloatArray
-) -> float:
-    row_weight = block.used * np.repeat(episode_weight, np.diff(block.offsets))
-    slope = (row_weight[:, None] * h).T @ (block.phi - gamma * block.phi_next)
-    h_star = h - block.phi @ (slope @ inverse).T
-    return _score_test(ragged.segment_sum(h_star * (row_weight * eps)[:, None], block.offsets))
-
-
-def _step_p_values(
-    block: FeatureBlock, h: FloatArray, inverse: FloatArray, eps: FloatArray, gamma: float, episode_weight: FloatArray
-) -> list[float]:
-    n_episodes, n_steps = len(block.offsets) - 1, len(inverse)
-    k = block.phi.shape[1]
-    theta_influence = np.zeros((n_episodes, k))
-    lengths = np.diff(block.offsets)
-    p_values = []
-    for t in range(min(n_steps, int(lengths.max())) - 1, -1, -1):
-        alive = lengths > t
-        rows = step_rows(block.offsets, t)
-        phi, phi_next, h_t = block.phi[rows], block.phi_next[rows], h[rows]
-        omega = episode_weight[alive, None]
-        if h_t.any():
-            h_star = h_t - phi @ (inverse[t] @ (phi.T @ (omega * h_t)))
-            scores = theta_influence @ (gamma * h_star.T @ (omega * phi_next)).T
-            scores[alive] += omega * h_star * eps[rows, None]
-            p_values.append(_score_test(scores))
-        ahead = theta_influence @ (gamma * (phi.T @ (omega * phi_next))).T
-        ahead[alive] += omega * phi * eps[rows, None]
-        theta_influence = ahead @ inverse[t].T
-    return p_values
-
-
-def _score_test(scores: FloatArray) -> float:
-    """Return the p-value of sum(scores) = 0 from rows that are independent, by a chi-square of the rank of their covariance."""
-    top = np.abs(scores).max(axis=0)
-    scale = top * np.sqrt(((scores / np.where(top > 0, top, 1.0)) ** 2).sum(axis=0))
-    kept = scale > 1e-9 * max(float(scale.max(initial=0.0)), np.finfo(float).tiny)
-    if not kept.any() or not np.isfinite(scale).all():
-        return 1.0
-    standard = scores[:, kept] / scale[kept]
-    values, vectors = np.linalg.eigh(standard.T @ standard)
-    good = values > 1e-8 * values[-1]
-    statistic = float((((standard.sum(axis=0) @ vectors[:, good]) ** 2) / values[good]).sum())
-    return float(gammaincc(good.sum() / 2.0, statistic / 2.0))
-
-
-def past_p_value(
-    phi: FloatArray,
-    history: FloatArray,
-    residuals: FloatArray,
-    offsets: IntArray,
-    episode_weight: FloatArray,
-    *,
-    time_indexed: bool,
-) -> float:
-    """Return the p-value of the hypothesis that residuals of any Q model are unrelated to what happened one step before.
-
-    Parameters
-    ----------
-    phi : ndarray of shape (n, k)
-        Features that the history is made orthogonal to.
-    history : ndarray of shape (n, q)
-    residuals : ndarray of shape (n,)
-    offsets : ndarray of shape (n_episodes + 1,)
-    episode_weight : ndarray of shape (n_episodes,)
-    time_indexed : bool
-        One test a step, Bonferroni-corrected, instead of one over all rows.
-    """
-    groups = (
-        [step_rows(offsets, t) for t in range(1, int(np.diff(offsets).max()))]
-        if time_indexed
-        else [np.arange(len(phi))]
-    )
-    episode = ragged.episode_index(offsets)
-    root = np.sqrt(episode_weight)[episode][:, None]
-    phi, history, residuals = root * phi, root * history, root[:, 0] * residuals
-    p_values = [
-        _score_test(_orthogonal_scores(phi[rows], history[rows], residuals[rows], episode[rows])) for rows in groups
-    ]
-    return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
-
-
-def _orthogonal_scores(phi: FloatArray, history: FloatArray, residuals: FloatArray, episode: IntArray) -> FloatArray:
-    h_star = history - phi @ np.linalg.lstsq(phi, history, rcond=RANK_TOLERANCE)[0]
-    starts = np.flatnonzero(np.diff(episode, prepend=-1))
-    return np.asarray(np.add.reduceat(h_star * residuals[:, None], starts, axis=0))

@@ -16,7 +16,10 @@ class RatioModel(Protocol):
     """A ratio of visits fitted for one policy."""
 
     def predict(self, policy: Policy, data: LoggedDataset) -> FloatArray:
-        """Return c_it of every row, shape (n,), with J = mean over episodes of sum_t c_it r_it."""
+        """Return c_it of every row, shape (n,), with J = mean over episodes of sum_t c_it r_it.
+
+        Rows that lead to a state that was not recorded, which Q-based methods leave out, get 0.
+        """
         ...
 
 

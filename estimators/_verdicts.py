@@ -14,6 +14,7 @@ import numpy as np
 
 from ope.dataset import LoggedDataset
 from ope.diagnostics import influence_sample_size, largest_share, skewness_ratio
+from ope.inference.lepski import LepskiChoice
 from ope.schema import End
 from ope.validation import FloatArray
 from ope.verdict import Level
@@ -43,11 +44,15 @@ class Thresholds:
         Condition number of a linear system: from where it is noticed, and refused.
     specification : float
         p-value under which a Q model is contradicted by the log.
-    unsupported : float
-        Share of the candidate's state-action visits outside what the log supports.
+    unsupported, unsupported_refuse : float
+        Share of the candidate's state-action visits outside what the log supports: from where it is noticed, and refused.
+    ratio_mass : float
+        Distance from 1 of the visits that fitted ratios add up to.
+    negative : float
+        Share of fitted ratios of visits that is negative.
     """
 
-    ess_caution: float = 100.0
+    ess_caution: float = 200.0
     ess_refuse: float = 5.0
     ess_small: float = 25.0
     relative_ess: float = 0.8
@@ -62,6 +67,9 @@ class Thresholds:
     singular: float = 1e14
     specification: float = 0.001
     unsupported: float = 1e-3
+    unsupported_refuse: float = 0.05
+    ratio_mass: float = 0.1
+    negative: float = 0.1
 
 
 THRESHOLDS = Thresholds()
@@ -82,6 +90,11 @@ def judge_finite(value: float, influence: FloatArray | None) -> Finding:
     """Judge whether there is a value at all."""
     if np.isfinite(value) and (influence is None or np.isfinite(influence).all()):
         return None
+    if np.isfinite(value):
+        return Level.REFUSE, (
+            "Weights of some episodes overflow: they move the value infinitely much, and there is no standard error. Use a candidate closer to the "
+            "logged policy, or a Q-based method."
+        )
     return Level.REFUSE, (
         f"The value is {value:.3g}: no logged episode follows the candidate to the end, or the weights overflow. Use a candidate closer to the logged "
         "policy, or a Q-based method."
@@ -233,7 +246,7 @@ def judge_unsupported(share: float) -> Finding:
     """Judge how much of the candidate's visits lie outside the span of the log."""
     if share <= THRESHOLDS.unsupported:
         return None
-    level = Level.REFUSE if share > 0.05 else Level.CAUTION
+    level = Level.REFUSE if share > THRESHOLDS.unsupported_refuse else Level.CAUTION
     return level, (
         f"{share:.1%} of the candidate's discounted visits go to state-action features that the log does not hold; they count as 0. Use coarser features, "
         "more data, or a candidate closer to the log."
@@ -302,3 +315,207 @@ def standard_error(influence: FloatArray) -> float:
         return float("inf")
     relative = influence / top if top > 0 else influence
     return top * float(np.sqrt(np.sum(relative**2) / (n * (n - 1))))
+
+
+def judge_choice(choice: LepskiChoice, chosen: str) -> Finding:
+    """Judge where among its options a Lepski choice ended."""
+    if not choice.at_end:
+        return None
+    return Level.CAUTION, (
+        f"The Lepski choice went to the most biased of its options, {chosen}: no less biased one contradicts it, which on a small log shows noise "
+        "more than agreement, and the interval does not include the bias that is left. Compare with a doubly robust or Q-based method, or log more episodes."
+    )
+
+
+def judge_balance(choice: LepskiChoice, chosen: str) -> Finding:
+    """Judge a Lepski choice among options that are all biased."""
+    if choice.at_end or len(choice.values) == 1:
+        return judge_choice(choice, chosen)
+    return Level.CAUTION, (
+        f"The Lepski choice took {chosen}, where noise and bias balance: a bias of about a standard error may be left, which the interval does not include. "
+        "Compare with fixed settings and with a doubly robust or Q-based method."
+    )
+
+
+def judge_unseen_bias(choice: LepskiChoice, chosen: str) -> Finding:
+    """Judge whether the unbiased option was there to contradict the one that a Lepski choice took."""
+    if choice.index == 0 or np.isfinite(choice.std_errors[0]):
+        return None
+    return Level.REFUSE, (
+        f"The log cannot show the bias of {chosen}: the unbiased form rests on fewer than {THRESHOLDS.ess_refuse:.0f} episodes, and the value may be that of "
+        "another policy. Use a doubly robust or Q-based method, a candidate closer to the logged policy, or log more episodes."
+    )
+
+
+def judge_leverage(leverage: float) -> Finding:
+    """Judge the largest leverage of one episode on a regression over episodes."""
+    if leverage <= THRESHOLDS.share_caution:
+        return None
+    return Level.CAUTION, (
+        f"One episode has a leverage of {leverage:.0%} on the regression: the adjustment follows it, so its own error cannot show and the interval is too "
+        "short. Use a candidate closer to the logged policy, log more episodes, or use a doubly robust or Q-based method."
+    )
+
+
+def judge_smoothing(bias: float, bias_error: float, std_error: float, corrected: bool) -> tuple[Finding, float]:
+    """Judge the bias of smoothing a deterministic policy; return the widening of the interval too."""
+    if abs(bias) <= (THRESHOLDS.tail_caution if corrected else THRESHOLDS.tail_harmless) * std_error:
+        return None, 0.0
+    found = f"Smoothing the policy biases the value by about {bias:.3g} (known to {bias_error:.3g}), beside a standard error of {std_error:.3g}"
+    if corrected:
+        return (
+            Level.CAUTION,
+            f"{found}. This was subtracted, which leaves a bias of higher order that the interval does not include. Pass a smaller bandwidth=, or log more episodes.",
+        ), 0.0
+    return (
+        Level.CAUTION,
+        f"{found}; the interval is widened by it. Pass correct_bias=True or a smaller bandwidth=.",
+    ), abs(bias)
+
+
+def judge_bias(cause: str, bias: float, bias_error: float, std_error: float) -> Finding:
+    """Judge the bias of a form that is compared with an unbiased one."""
+    if abs(bias) + bias_error <= THRESHOLDS.tail_harmless * std_error:
+        return None
+    if not np.isfinite(bias):
+        return Level.CAUTION, (
+            f"{cause} leaves a bias that nobody knows: the unbiased form has no finite value. Compare with a doubly robust or Q-based method."
+        )
+    return Level.CAUTION, (
+        f"{cause} moves the value by {bias:.3g} from the unbiased form, a difference known to {bias_error:.3g} (one standard error); the interval, whose "
+        f"standard error is {std_error:.3g}, does not include this bias. Compare with a doubly robust or Q-based method."
+    )
+
+
+def judge_gap(gap: float, std_error: float) -> Finding:
+    """Judge the disagreement of the primal, dual and Lagrangian values of a marginal method."""
+    if not gap > THRESHOLDS.tail_harmless * std_error:
+        return None
+    return Level.CAUTION, (
+        f"The primal, dual and Lagrangian values differ by {gap:.3g}, beside a standard error of {std_error:.3g}: the ridge, or rounding in a badly "
+        "conditioned system, moves the value by that much and the interval does not include it. Lower ridge=, or use fewer features."
+    )
+
+
+def judge_ridge(bias: float, std_error: float) -> Finding:
+    """Judge the first-order bias that a ridge brings."""
+    if abs(bias) <= THRESHOLDS.tail_harmless * std_error:
+        return None
+    return Level.CAUTION, (
+        f"The ridge moves the value by about {bias:.3g}, beside a standard error of {std_error:.3g}; the interval does not include it. Lower ridge=, or "
+        "use fewer features."
+    )
+
+
+def judge_mean_ratio(mean_ratio: float) -> Finding:
+    """Judge the visits that fitted ratios add up to, 1 for every episode that starts."""
+    if abs(mean_ratio - 1.0) <= THRESHOLDS.ratio_mass:
+        return None
+    inside = THRESHOLDS.mean_weight_low <= mean_ratio <= THRESHOLDS.mean_weight_high
+    return Level.CAUTION if inside else Level.REFUSE, (
+        f"The ratios carry {mean_ratio:.3g} of the candidate's visits where 1 is expected, and the value is off by about that factor: a ridge shrinks them, "
+        "visits leave the log, the features hold no constant, or action ratios are too noisy. Lower ridge=, add a constant feature, or use self-normalised ratios."
+    )
+
+
+def judge_negative(share: float) -> Finding:
+    """Judge how much of fitted ratios of visits is negative, which no ratio of visits is."""
+    if share <= THRESHOLDS.negative:
+        return None
+    return Level.CAUTION, (
+        f"Of the ratios' mass {share:.0%} is negative, where visits cannot be: the features cannot express the ratio, and the value is right only if they "
+        "express the Q function. Pass richer features=, or use a candidate closer to the logged policy."
+    )
+
+
+def judge_solver(converged: bool, status: str) -> Finding:
+    """Judge whether an optimisation came to its end; `status` says how it ended."""
+    if converged:
+        return None
+    return Level.REFUSE, (
+        f"The saddle point was not reached ({status}): the value is that of an unfinished computation and its error is unknown. Use fewer features that "
+        "hold a constant, other regularisers, or more updates of a network."
+    )
+
+
+def judge_constraints(shift: float, std_error: float) -> Finding:
+    """Judge what it costs that no ratio of a class meets the Bellman flow, the norm and positivity together."""
+    if not abs(shift) > THRESHOLDS.tail_harmless * std_error:  # NaN where there is nothing to compare with
+        return None
+    return Level.CAUTION, (
+        f"No ratio that these features can express meets the Bellman flow and what is asked of it (E zeta = 1, zeta >= 0): the nearest moves the value by {shift:.3g}, beside "
+        f"a standard error of {std_error:.3g}, and the interval does not include that bias. Pass richer features=, or leave the constraints out (`DICE.dual()`)."
+    )
+
+
+def judge_disagreement(gap: float, std_error: float) -> Finding:
+    """Judge the part of the difference between primal, dual and Lagrangian value that regularisers do not explain."""
+    if not gap > 0.5 * std_error:
+        return None
+    return Level.CAUTION, (
+        f"The primal, dual and Lagrangian values differ by {gap:.3g} more than the regularisers explain, beside a standard error of {std_error:.3g}: nu and zeta "
+        "are no saddle point, and the value is off by about that much. Use more updates, or features in which the system is better conditioned."
+    )
+
+
+def judge_regularisers(shift: float, std_error: float) -> Finding:
+    """Judge how far regularisers of a Lagrangian pull a ratio from the Bellman flow."""
+    if not abs(shift) > THRESHOLDS.tail_harmless * std_error:
+        return None
+    return Level.CAUTION, (
+        f"The regularisers pull the ratio from the Bellman flow and move the value by {shift:.3g}, beside a standard error of {std_error:.3g}; the interval "
+        "does not include that bias. Lower nu_regularizer=, or take one of the named points, such as DICE.best()."
+    )
+
+
+def no_influence(what: str) -> Finding:
+    """Say that a fitted function without a closed form brings no standard error of its own."""
+    return Level.CAUTION, (
+        f"The {what} has no influence vector, so this value has no standard error and no interval. Pair it with a Q function, whose error and its own "
+        "then cancel to first order: DoubleReinforcementLearning(ratio=...) has an interval; or refit it on resampled episodes with `ope.bootstrap`."
+    )
+
+
+def judge_discriminators(gap: float, std_error: float) -> Finding:
+    """Judge the distance of a minimax estimate from that in which the fitted class is its own discriminator."""
+    if not abs(gap) > 2.0 * std_error:
+        return None
+    return Level.CAUTION, (
+        f"With its own class as discriminator the value is {-gap:+.3g} away, beside a standard error of {std_error:.3g}: both are right where the class holds "
+        "the ratio or the Q function, so here it does not, or a ridge or few points of the kernel blur it. Pass richer features=, or less ridge=."
+    )
+
+
+def judge_coin(n_episodes: int, converged: bool) -> Finding:
+    """Judge the interval of CoinDICE."""
+    if not converged:
+        return Level.CAUTION, (
+            "The search for the extremes of CoinDICE did not settle: coin_low and coin_high are too close together by an unknown amount. Use the normal "
+            "interval, fewer features, or more episodes."
+        )
+    if n_episodes >= 50:
+        return None
+    return Level.CAUTION, (
+        f"coin_low to coin_high covers the value less often than it says on {n_episodes} episodes, whose spread understates what rare episodes "
+        "would add. Use the normal interval or the bootstrap, or log more episodes."
+    )
+
+
+def judge_flow(mean_ratio: float) -> Finding:
+    """Judge the visits that cross-fitted ratios add up to, 1 for every episode that starts, where they correct a Q model."""
+    if THRESHOLDS.mean_weight_low <= mean_ratio <= THRESHOLDS.mean_weight_high:
+        return None
+    return Level.CAUTION, (
+        f"The cross-fitted ratios carry {mean_ratio:.3g} of the candidate's visits where 1 is expected: they correct the Q model by about that factor, and the "
+        "value is right only if the Q model is. Use fewer features, log more episodes, or use self-normalised ratios."
+    )
+
+
+def judge_q_fits(n_unfinished: int, n_folds: int) -> Finding:
+    """Judge whether the cross-fitted Q models came to their end."""
+    if not n_unfinished:
+        return None
+    return Level.CAUTION, (
+        f"The Q model did not converge in {n_unfinished} of {n_folds} folds: nothing but the weights corrects it, and the interval may be wide for no other "
+        "reason. Give it more iterations, or use q=LSTDQ()."
+    )

@@ -226,7 +226,7 @@ def _carry(ended: ScaledSums, carried_scale: FloatArray) -> tuple[FloatArray, Fl
 
 
 def padded_suffix(totals: StepTotals, step_values: FloatArray) -> FloatArray:
-    """Return S[t] = sum_{k>=t} v_k n exp(carried_scale_t) / sum_i W_ik, shape (H + 1,).
+    """Return S[t] = sum_{k>=t} v_k n exp(carried_scale_t) / sum_i W_ik, shape (..., H + 1), for step values of shape (..., H).
 
     An episode of length T with final log weight l has the padded part -exp(l - carried_scale_T) S[T] of its influence. All
     exponents are at most 0, because the weights carried at t are among those at every later step.
@@ -234,11 +234,13 @@ def padded_suffix(totals: StepTotals, step_values: FloatArray) -> FloatArray:
     horizon = len(totals.scale)
     carried = totals.carried_scale
     here = np.exp(_difference(carried[:horizon], totals.scale))
-    terms = np.divide(step_values * totals.n * here, totals.total, out=np.zeros(horizon), where=totals.total > 0)
+    terms = np.divide(
+        step_values * totals.n * here, totals.total, out=np.zeros(step_values.shape), where=totals.total > 0
+    )
     decay = np.exp(_difference(carried[:-1], carried[1:]))
-    suffix = np.zeros(horizon + 1)
+    suffix = np.zeros((*step_values.shape[:-1], horizon + 1))
     for t in range(horizon - 1, -1, -1):
-        suffix[t] = terms[t] + (decay[t] * suffix[t + 1] if not np.isneginf(carried[t]) else 0.0)
+        suffix[..., t] = terms[..., t] + (decay[t] * suffix[..., t + 1] if not np.isneginf(carried[t]) else 0.0)
     return suffix
 
 

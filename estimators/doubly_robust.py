@@ -3,46 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
 
-from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.diagnostics import effective_sample_size, pareto_k
 from ope.estimate import Estimate
-from ope.estimator import EXACT, STATISTICAL, OffPolicyEstimator, inherit_gamma
+from ope.estimator import EXACT, STATISTICAL
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
-from ope.estimators._q import QEstimator, QPredictions
-from ope.estimators.importance_sampling import (
+from ope.estimators._crossfit import CrossFitted, Weighed, temporal_differences, weigh
+from ope.estimators._importance import (
     per_decision_scores,
-    steps_with_mass,
     unlogged_mass,
     weighted_per_decision_influence,
 )
-from ope.estimators.lstdq import LSTDQ
-from ope.inference.weights import fold_of
+from ope.estimators._q import QEstimator, QPredictions
 from ope.policy import Policy, Requirement, continuing_ends
-from ope.validation import FloatArray, IntArray, check_integer
+from ope.validation import FloatArray, IntArray
 from ope.verdict import Level, Verdict
 
 # -------------------------------------------------------------------- mathematics
-
-
-def temporal_differences(rewards: FloatArray, predictions: QPredictions, offsets: IntArray, gamma: float) -> FloatArray:
-    """Return delta_t = r_t + gamma Vhat(s_{t+1}) - Qhat(s_t, a_t), shape (n,).
-
-    Examples
-    --------
-    >>> fitted = QPredictions(q=np.array([1.0, 2.0]), v=np.array([1.0, 4.0]), v_final=np.array([0.0]))
-    >>> temporal_differences(np.array([0.0, 3.0]), fitted, np.array([0, 2]), gamma=0.5)
-    array([1., 1.])
-    """
-    v_next = ragged.shift_to_next(predictions.v, offsets, predictions.v_final)
-    return rewards + gamma * v_next - predictions.q
 
 
 def doubly_robust_scores(
@@ -116,18 +100,36 @@ def weighted_doubly_robust(
 
 
 @dataclass(frozen=True)
-class _Fit:
+class DoublyRobustFit:
+    """What the corrections of a Q model come to.
+
+    Parameters
+    ----------
+    value : float
+    influence : ndarray of shape (n_episodes,)
+    scores : ndarray of shape (n_episodes,) or None
+    correction : ndarray of shape (n_episodes,)
+        The part of the influence that is not the model's.
+    weighed : Weighed
+    plain_share : float
+        How much of the value rests on weights as they are, rather than self-normalised ones.
+    plug_in_known : bool
+        Whether the influence holds the errors of what only the Q model says.
+    extras : mapping
+        Diagnostics of its own.
+    """
+
     value: float
     influence: FloatArray
     scores: FloatArray | None
     correction: FloatArray
-    log_w: FloatArray
-    summary: weights.WeightSummary
-    totals: weights.StepTotals
+    weighed: Weighed
+    plain_share: float
     plug_in_known: bool = True
+    extras: Mapping[str, Any] = field(default_factory=dict)
 
 
-class DoublyRobust(OffPolicyEstimator):
+class DoublyRobust(CrossFitted):
     """Doubly robust: a Q model corrected by importance-weighted temporal differences; right if either is.
 
     Parameters
@@ -195,37 +197,18 @@ class DoublyRobust(OffPolicyEstimator):
         self.n_folds = n_folds
         self.random_state = random_state
 
-    def _validate(self) -> None:
-        super()._validate()
-        owner = type(self).__name__
-        remedy = "the Q model must not see the episodes it values"
-        check_integer(owner, "n_folds", self.n_folds, 2, remedy)
-        check_integer(owner, "random_state", self.random_state, 0, "pass a seed")
-        if self.q is not None and not isinstance(self.q, QEstimator):
-            raise TypeError(
-                f"{owner}: `q` must be a Q-based estimator (LSTDQ, FittedQEvaluation) or None, got {type(self.q).__name__}."
-            )
-        self._nested()._validate()
-
-    def _nested(self) -> QEstimator:
-        nested = inherit_gamma(type(self).__name__, self.q if self.q is not None else LSTDQ(), self._gamma)
-        assert isinstance(nested, QEstimator)
-        return nested
-
-    def _stationary(self, data: LoggedDataset) -> bool:
-        return bool(getattr(self.q, "stationary", False)) or data.horizon is None
-
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         predictions = self._cross_fit(data, policy, weight)
         pseudo, n_left_out = self._pseudo_rewards(data, predictions)
         # Weights beyond the range of floats leave no finite value; the verdict says so, not a warning.
         with np.errstate(over="ignore", invalid="ignore"):
-            fit = self._correct(data, policy, pseudo, predictions.v[data.offsets[:-1]], weight)
+            fit = self._correct(data, policy, predictions, pseudo, weight)
             coefficient, v_end = self._plug_in(data, fit, predictions)
             fit = self._add_plug_in_influence(data, policy, weight, fit, coefficient)
             diagnostics, findings = self._diagnose(data, policy, fit, predictions)
             diagnostics["plug_in_value"] = float(np.mean(weight * coefficient * v_end))
         findings.append(verdicts.judge_plug_in(diagnostics["plug_in_value"], fit.influence, fit.plug_in_known))
+        findings.append(self._judge_models(predictions))
         diagnostics["left_out_transitions"] = n_left_out
         return self._result(
             data,
@@ -238,68 +221,36 @@ class DoublyRobust(OffPolicyEstimator):
             verdict=Verdict.of(findings),
         )
 
-    def _cross_fit(self, data: LoggedDataset, policy: Policy, weight: FloatArray) -> QPredictions:
-        if data.n_episodes < self.n_folds:
-            raise ValueError(
-                f"{type(self).__name__}.fit: cross-fitting in n_folds={self.n_folds} needs as many episodes, got {data.n_episodes}; log more, or lower n_folds=."
-            )
-        folds = fold_of(data.episode_keys, self.n_folds, self.random_state)
-        q, v, v_final = np.empty(data.n_transitions), np.empty(data.n_transitions), np.empty(data.n_episodes)
-        for fold in range(self.n_folds):
-            inside = np.flatnonzero(folds == fold)
-            outside = np.flatnonzero(folds != fold)
-            if not weight[outside].any():
-                raise ValueError(
-                    f"{type(self).__name__}.fit: `episode_weight` must leave a positive weight outside each of n_folds={self.n_folds} folds, got only zeros "
-                    "outside one; weigh more episodes, raise n_folds=, or take another random_state."
-                )
-            model = self._nested().fit_q(data.select(outside), policy, weight[outside])
-            part = model.predict(policy, data.select(inside))
-            rows = ragged.rows_of(inside, data.offsets)
-            q[rows], v[rows], v_final[inside] = part.q, part.v, part.v_final
-        return QPredictions(q, v, v_final)
-
-    def _pseudo_rewards(self, data: LoggedDataset, predictions: QPredictions) -> tuple[FloatArray, int]:
-        delta = temporal_differences(data.rewards, predictions, data.offsets, self._gamma)
-        unknown = continuing_ends(data, self._stationary(data)) & ~data.final_known()
-        delta[data.offsets[1:][unknown] - 1] = 0.0
-        return delta, int(unknown.sum())
-
     def _correct(
-        self, data: LoggedDataset, policy: Policy, delta: FloatArray, v_0: FloatArray, weight: FloatArray
-    ) -> _Fit:
-        logs, summaries, first = [], [], 0
-        pseudo = data.replace(rewards=delta)
-        for block in pseudo.blocks():
-            log_w = weights.block_log_weights(policy, block, cross_fitted=True)
-            logs.append(log_w)
-            omega = weight[first : first + block.n_episodes]
-            first += block.n_episodes
-            summaries.append(weights.summarise(log_w, block.rewards, block.offsets, self._gamma, omega))
-        log_w = np.concatenate(logs)
-        summary = weights.merge(summaries)
-        totals = weights.finish(summary)
+        self, data: LoggedDataset, policy: Policy, predictions: QPredictions, delta: FloatArray, weight: FloatArray
+    ) -> DoublyRobustFit:
+        weighed = weigh(policy, data, delta, self._gamma, weight)
+        log_w, v_0 = weighed.log_w, predictions.v[data.offsets[:-1]]
         if self.weighted:
-            value, psi = weighted_doubly_robust(log_w, delta, v_0, data.offsets, self._gamma, weight, totals)
-            return _Fit(value, psi, None, psi - weight * (v_0 - np.mean(weight * v_0)), log_w, summary, totals)
+            value, psi = weighted_doubly_robust(log_w, delta, v_0, data.offsets, self._gamma, weight, weighed.totals)
+            return DoublyRobustFit(value, psi, None, psi - weight * (v_0 - np.mean(weight * v_0)), weighed, 0.0)
         x = v_0 + per_decision_scores(log_w, delta, data.offsets, self._gamma)
         value = float(np.mean(weight * x))
         scores = x if np.all(weight == 1.0) else None
-        return _Fit(value, weight * (x - value), scores, weight * (x - v_0), log_w, summary, totals)
+        return DoublyRobustFit(value, weight * (x - value), scores, weight * (x - v_0), weighed, 1.0)
 
-    def _plug_in(self, data: LoggedDataset, fit: _Fit, predictions: QPredictions) -> tuple[FloatArray, FloatArray]:
+    def _plug_in(
+        self, data: LoggedDataset, fit: DoublyRobustFit, predictions: QPredictions
+    ) -> tuple[FloatArray, FloatArray]:
         """Return gamma^t W_{t-1} and Vhat of the last known state of every episode that goes on unrecorded, else 0."""
         goes_on, known = continuing_ends(data, self._stationary(data)), data.final_known()
         step = data.lengths - ~known  # of the last known state
         row = np.maximum(data.offsets[:-1] + step - 1, data.offsets[:-1])
-        log_w = fit.log_w[row]
-        w = weights.relative_weights(log_w, np.maximum(step - 1, 0), fit.totals) if self.weighted else np.exp(log_w)
+        log_w, share = fit.weighed.log_w[row], fit.plain_share
+        w = share * np.exp(log_w) if share else np.zeros(len(row))
+        if share != 1.0:
+            w = w + (1.0 - share) * weights.relative_weights(log_w, np.maximum(step - 1, 0), fit.weighed.totals)
         coefficient = np.where(goes_on, self._gamma**step * np.where(step > 0, w, 1.0), 0.0)
         return coefficient, np.where(known, predictions.v_final, predictions.v[data.offsets[1:] - 1])
 
     def _add_plug_in_influence(
-        self, data: LoggedDataset, policy: Policy, weight: FloatArray, fit: _Fit, coefficient: FloatArray
-    ) -> _Fit:
+        self, data: LoggedDataset, policy: Policy, weight: FloatArray, fit: DoublyRobustFit, coefficient: FloatArray
+    ) -> DoublyRobustFit:
         # Corrections end with the recording: what Vhat says of the rest is a plug-in, first order in the errors of Q.
         if not coefficient.any():
             return fit
@@ -309,27 +260,24 @@ class DoublyRobust(OffPolicyEstimator):
         return replace(fit, influence=fit.influence + psi, scores=None)
 
     def _diagnose(
-        self, data: LoggedDataset, policy: Policy, fit: _Fit, predictions: QPredictions
+        self, data: LoggedDataset, policy: Policy, fit: DoublyRobustFit, predictions: QPredictions
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
-        final = fit.log_w[data.offsets[1:] - 1]
-        over_time = fit.totals.effective_sample_size
-        ess = float(over_time[steps_with_mass(fit.summary.discounted_rewards)].min())
-        mass, labels = unlogged_mass(data, policy)
-        mean_weight = float(fit.totals.mean_weight[-1])
+        final = fit.weighed.log_w[data.offsets[1:] - 1]
         diagnostics = {
-            "ess": ess,
+            "ess": fit.weighed.least_effective_size,
             "ess_final": effective_sample_size(final),
             **verdicts.influence_diagnostics(fit.influence),
-            "mean_weight": mean_weight,
+            "mean_weight": float(fit.weighed.totals.mean_weight[-1]),
             "correction_share": float(np.sum(fit.correction**2) / max(np.sum(fit.influence**2), np.finfo(float).tiny)),
             "pareto_k": pareto_k(final),
             "q_value": float(np.mean(predictions.v[data.offsets[:-1]])),
             "truncated_share": verdicts.truncated_share(data),
+            **fit.extras,
         }
         return diagnostics, [
             verdicts.judge_finite(fit.value, fit.influence),
             verdicts.judge_range(fit.value, data, self._gamma, self._stationary(data), Level.CAUTION),
             *verdicts.doubly_robust_findings(diagnostics, data.n_episodes),
             verdicts.judge_propensities(data, orthogonal=True),
-            verdicts.judge_unlogged(mass, labels),
+            verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]

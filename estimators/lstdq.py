@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,21 +11,15 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _linear as linear
+from ope.estimators import _linear_fit as passes
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import (
-    Basis,
-    FeatureBlock,
-    check_features,
-    feature_block,
-    fit_basis,
-    history_features,
-    richer_features,
-)
+from ope.estimators._features import Basis, check_features, feature_block, fit_basis, richer_features
 from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._traces import trace_of
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.policy import Policy, Requirement
 from ope.validation import FloatArray, check_integer, check_number
-from ope.verdict import Level, Verdict
+from ope.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -69,6 +62,11 @@ class LSTDQ(QEstimator):
         actions side by side. "auto": one-hot states as they are, else standardised polynomials of degree 2.
     ridge : float
         Penalty on the squared coefficients; its first-order bias is reported.
+    trace : {None, "retrace", "tree_backup", "q_lambda"}
+        How far temporal differences reach back along an episode: not at all, or with coefficients c_t of min(1, rho) lambda, of
+        pi(a|s) lambda, or of lambda. Only "retrace" reads propensities.
+    trace_lambda : float
+        lambda in [0, 1]; 0 is no trace.
     stationary : bool
         Treat a horizon end as a truncation and report the infinite-horizon value.
     n_samples : int
@@ -83,9 +81,17 @@ class LSTDQ(QEstimator):
     Feature directions that were never logged get the coefficient 0, and the share of the candidate's visits there is
     reported as ``unsupported``.
 
+    With a trace, A = sum z (phi - gamma phibar(s'))' and b = sum z r with the eligibility z_t = phi_t + gamma c_t z_{t-1}: the
+    fixed point of regressions on Q + sum_{k>=t} gamma^{k-t} c_{t+1} ... c_k delta_k. Where the states are complete every trace has
+    the same limit; longer ones are noisier, and less biased where features are poor. The closed form exists where the
+    iteration of "q_lambda" diverges.
+
     References
     ----------
     Lagoudakis, Parr (2003). Least-squares policy iteration. JMLR 4.
+    Munos, Stepleton, Harutyunyan, Bellemare (2016). Safe and efficient off-policy reinforcement learning. NeurIPS.
+    Precup, Sutton, Singh (2000). Eligibility traces for off-policy policy evaluation. ICML.
+    Harutyunyan, Bellemare, Stepleton, Munos (2016). Q(lambda) with off-policy corrections. ALT.
 
     Examples
     --------
@@ -105,6 +111,8 @@ class LSTDQ(QEstimator):
         gamma: float | None = None,
         features: Any = "auto",
         ridge: float = 0.0,
+        trace: str | None = None,
+        trace_lambda: float = 1.0,
         stationary: bool = False,
         n_samples: int = 16,
         random_state: int = 0,
@@ -112,6 +120,8 @@ class LSTDQ(QEstimator):
         self.gamma = gamma
         self.features = features
         self.ridge = ridge
+        self.trace = trace
+        self.trace_lambda = trace_lambda
         self.stationary = stationary
         self.n_samples = n_samples
         self.random_state = random_state
@@ -123,46 +133,62 @@ class LSTDQ(QEstimator):
         check_number(owner, "ridge", self.ridge, "a number of at least 0", "pass ridge=0 for none", 0.0)
         check_integer(owner, "n_samples", self.n_samples, 1)
         check_integer(owner, "random_state", self.random_state, 0, "pass a seed")
+        trace_of(self).check(owner)
+
+    @property
+    def needs_propensities(self) -> bool:  # type: ignore[override]
+        """Whether these settings read them."""
+        return trace_of(self).reads_propensities
+
+    def _check_log(self, data: Any) -> None:
+        if isinstance(data, LoggedDataset):
+            trace_of(self).check_log(type(self).__name__, data)
+        super()._check_log(data)
+
+    def _requirement(self, discrete: bool) -> Requirement:
+        return trace_of(self).requirement(super()._requirement(discrete))
 
     def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> LinearQModel:
         """Fit theta and return the Q function."""
-        basis = fit_basis(self.features, data, self.random_state)
-        solution = linear.solve(self._sums(data, policy, basis, episode_weight), self._gamma, self.ridge)
-        return LinearQModel(basis, solution.theta, self._is_stationary(data), self.n_samples, self.random_state)
+        basis, stationary = fit_basis(self.features, data, self.random_state), self._is_stationary(data)
+        sums = self._views(data, policy, basis).sums(episode_weight, self._n_values(data))
+        solution = linear.solve(sums, self._gamma, self.ridge)
+        return LinearQModel(basis, solution.theta, stationary, self.n_samples, self.random_state)
 
     def plug_in_influence(
         self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray, coefficient: FloatArray
     ) -> FloatArray:
         """Return the influence of the estimated theta on mean(c_i Vhat(s_T)), shape (n_episodes,)."""
-        basis, n_values = fit_basis(self.features, data, self.random_state), self._n_values(data)
-        sums = self._sums(data, policy, basis, episode_weight)
+        log = self._views(data, policy, fit_basis(self.features, data, self.random_state))
+        parts, gradients, n_values = [], [], self._n_values(data)
+        for view, own in log:
+            parts.append(linear.summarise(view.targets, episode_weight[own], n_values))
+            gradients.append(linear.plug_in_gradient(view.seen, coefficient[own], n_values, episode_weight[own]))
+        sums = linear.merge(parts)
         solution = linear.solve(sums, self._gamma, self.ridge)
-        gradient, first = np.zeros_like(solution.theta), 0
-        for block, seen in self._blocks(data, policy, basis):
-            own = slice(first, first + block.n_episodes)
-            first += block.n_episodes
-            gradient += linear.plug_in_gradient(seen, coefficient[own], n_values, episode_weight[own])
-        u = linear.adjoint_of(gradient, sums, solution, self._gamma)
-        parts = []
-        for _, seen in self._blocks(data, policy, basis):
-            eps = linear.temporal_differences(seen, solution.theta, self._gamma)
-            w = np.einsum("nk,nk->n", seen.phi, u[linear.value_index(seen, n_values)])
-            parts.append(ragged.segment_sum(w * eps, seen.offsets))
-        psi = episode_weight * np.concatenate(parts)
+        u = linear.adjoint_of(np.sum(gradients, axis=0), sums, solution, self._gamma)
+        psi = np.empty(data.n_episodes)
+        for view, own in log:
+            eps = linear.temporal_differences(view.seen, solution.theta, self._gamma)
+            psi[own] = ragged.segment_sum(view.ratios(u, self._gamma) * eps, view.seen.offsets)
+        psi *= episode_weight
         return np.asarray(psi - episode_weight * psi.mean())
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        basis = fit_basis(self.features, data, self.random_state)
-        sums = self._sums(data, policy, basis, weight)
-        solution = linear.solve(sums, self._gamma, self.ridge)
-        stats = self._second_pass(data, policy, basis, weight, solution)
-        diagnostics, findings = self._diagnose(data, policy, solution, stats)
+        log = self._views(data, policy, fit_basis(self.features, data, self.random_state))
+        solution = linear.solve(log.sums(weight, self._n_values(data)), self._gamma, self.ridge)
+        stats = passes.second_pass(log, weight, solution, self._gamma, passes.Instruments(richer_features))
+        stationary = self._is_stationary(data)
+        diagnostics, findings = passes.diagnose(
+            data, solution, stats, self._gamma, stationary=stationary, ridge=self.ridge
+        )
+        findings.append(verdicts.judge_unlogged(*unlogged_mass(data, policy)))
         return self._result(
             data,
             name,
             value=solution.value,
             influence=stats.influence,
-            horizon=None if self._is_stationary(data) else data.horizon,
+            horizon=None if stationary else data.horizon,
             diagnostics=diagnostics,
             verdict=Verdict.of(findings),
         )
@@ -173,121 +199,15 @@ class LSTDQ(QEstimator):
     def _n_values(self, data: LoggedDataset) -> int:
         return 1 if self._is_stationary(data) else int(data.horizon or 1)
 
-    def _blocks(
-        self, data: LoggedDataset, policy: Policy, basis: Basis
-    ) -> Iterator[tuple[LoggedDataset, FeatureBlock]]:
-        for block in data.blocks():
-            yield (
-                block,
-                feature_block(block, basis, policy, self._is_stationary(data), self.n_samples, self.random_state),
-            )
+    def _views(self, data: LoggedDataset, policy: Policy, basis: Basis) -> passes.LinearLog:
+        trace, n_values, stationary = trace_of(self), self._n_values(data), self._is_stationary(data)
+        trace.check_log(type(self).__name__, data)
 
-    def _sums(self, data: LoggedDataset, policy: Policy, basis: Basis, weight: FloatArray) -> linear.LinearSums:
-        parts, first = [], 0
-        for block, seen in self._blocks(data, policy, basis):
-            parts.append(linear.summarise(seen, weight[first : first + block.n_episodes], self._n_values(data)))
-            first += block.n_episodes
-        return linear.merge(parts)
+        def look(block: LoggedDataset) -> passes.LinearView:
+            seen = feature_block(block, basis, policy, stationary, self.n_samples, self.random_state)
+            c = trace.coefficients(policy, block) if trace.kind is not None else None
+            view = passes.LinearView.build(block, seen, c, self._gamma, trace.decay, n_values)
+            passes.check_size(type(self).__name__, n_values, view.targets.reach, seen.phi.shape[1])
+            return view
 
-    def _second_pass(
-        self, data: LoggedDataset, policy: Policy, basis: Basis, weight: FloatArray, solution: linear.LinearSolution
-    ) -> _SecondPass:
-        influence, ratio_sums, lost, visits, first, p_value, n_left_out = (
-            [],
-            _RatioSums(self._n_values(data), float(np.abs(solution.adjoint).max()) or 1.0),
-            0.0,
-            0.0,
-            0,
-            None,
-            0,
-        )
-        for block, seen in self._blocks(data, policy, basis):
-            omega = weight[first : first + block.n_episodes]
-            first += block.n_episodes
-            eps = linear.temporal_differences(seen, solution.theta, self._gamma)
-            w = linear.ratios(seen, solution, float(data.n_episodes))
-            influence.append(omega * linear.influence(seen, solution, eps, w))
-            ratio_sums.add(seen, w, omega)
-            outside = linear.unsupported_mass(seen, solution, w, self._gamma, omega)
-            lost, visits = lost + outside[0], visits + outside[1]
-            n_left_out += int((~seen.used).sum())
-            if p_value is None and omega.any():
-                # One block of up to 2^18 rows decides whether the model is contradicted; more would not be more convincing.
-                share_of_log = float(omega.sum() / weight.sum())
-                rest = (solution, eps, self._gamma, omega, share_of_log)
-                p_value = linear.specification_p_value(seen, history_features(block), *rest)
-                richer = richer_features(block)
-                features_p = 1.0 if richer is None else linear.specification_p_value(seen, richer, *rest)
-        assert p_value is not None
-        share = lost / visits if visits > 0 else 0.0
-        psi = np.concatenate(influence)
-        psi -= weight * psi.mean()  # 0 but for a ridge, which leaves the normal equations unequal to 0
-        return _SecondPass(psi, ratio_sums.effective_sample_size(), share, p_value, features_p, n_left_out)
-
-    def _diagnose(
-        self, data: LoggedDataset, policy: Policy, solution: linear.LinearSolution, stats: _SecondPass
-    ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
-        mass, labels = unlogged_mass(data, policy)
-        diagnostics: dict[str, Any] = {
-            "ess": stats.ess,
-            **verdicts.influence_diagnostics(stats.influence),
-            "condition": solution.condition,
-            "specification_p": stats.p_value,
-            "features_p": stats.features_p,
-            "unsupported": stats.unsupported,
-            "truncated_share": verdicts.truncated_share(data),
-            "left_out_transitions": stats.n_left_out,
-        }
-        if self.ridge:
-            diagnostics["ridge_bias"] = solution.ridge_bias
-        return diagnostics, [
-            verdicts.judge_finite(solution.value, stats.influence),
-            verdicts.judge_range(solution.value, data, self._gamma, self._is_stationary(data), Level.REFUSE),
-            *verdicts.linear_findings(diagnostics),
-            verdicts.judge_unlogged(mass, labels),
-        ]
-
-
-@dataclass(frozen=True)
-class _SecondPass:
-    influence: FloatArray
-    ess: float
-    unsupported: float
-    p_value: float
-    features_p: float
-    n_left_out: int
-
-
-class _RatioSums:
-    """Effective sample size of the ratios: over episodes if stationary, the least over the steps if time-indexed.
-
-    Ratios are counted in a unit, lest the squares of those far outside the log overflow.
-    """
-
-    def __init__(self, n_values: int, unit: float) -> None:
-        self.unit = unit
-        self.absolute = np.zeros(n_values)
-        self.squares = np.zeros(n_values)
-        self.mass = np.zeros(n_values)
-
-    def add(self, seen: FeatureBlock, w: FloatArray, omega: FloatArray) -> None:
-        """Add a block."""
-        w = w / self.unit
-        row_weight = np.repeat(omega, np.diff(seen.offsets))
-        if len(self.absolute) == 1:
-            per_episode = omega * np.add.reduceat(w, seen.offsets[:-1])
-            self.absolute[0] += np.abs(per_episode).sum()
-            self.squares[0] += (per_episode**2).sum()
-            self.mass[0] = 1.0
-            return
-        size = len(self.absolute)
-        self.absolute += np.bincount(seen.steps, row_weight * np.abs(w), size)
-        self.squares += np.bincount(seen.steps, (row_weight * w) ** 2, size)
-        self.mass += np.bincount(seen.steps, row_weight * np.abs(w * seen.rewards), size)
-
-    def effective_sample_size(self) -> float:
-        """Return the least effective sample size over the steps that carry at least 1 % of what is still to come."""
-        ess = np.divide(self.absolute**2, self.squares, out=np.zeros_like(self.squares), where=self.squares > 0)
-        to_come = np.cumsum(self.mass[::-1])[::-1]
-        matters = (to_come >= 0.01 * to_come[0]) & (self.squares > 0)
-        return float(ess[matters].min()) if matters.any() else float(ess.max(initial=0.0))
+        return passes.LinearLog(data, look)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ope.estimate import Interval as Interval
     from ope.estimator import OffPolicyEstimator as OffPolicyEstimator
     from ope.estimator import bootstrap as bootstrap
+    from ope.loggers import balance_loggers as balance_loggers
     from ope.neural.serialization import load_policy as load_policy
     from ope.policy import Policy as Policy
     from ope.policy import PolicyLearner as PolicyLearner
@@ -39,6 +40,7 @@ _HOMES = {
     "PolicyLearner": "ope.policy",
     "PolicySelector": "ope.selection",
     "Verdict": "ope.verdict",
+    "balance_loggers": "ope.loggers",
     "bootstrap": "ope.estimator",
     "estimate_behavior": "ope.behavior",
     "load_policy": "ope.neural.serialization",

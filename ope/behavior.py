@@ -16,6 +16,7 @@ from ope.calibration import calibration_table as calibration_table
 from ope.calibration import expected_calibration_error as expected_calibration_error
 from ope.inference.weights import fold_of
 from ope.inputs import read_columns, states_frame
+from ope.loggers import episode_loggers
 from ope.model_kind import is_parametric, n_coefficients
 from ope.schema import BehaviorSource
 from ope.validation import BoolArray, FloatArray, IntArray, first_positions
@@ -33,6 +34,7 @@ def estimate_behavior(
     data: LoggedDataset,
     model: Any = None,
     *,
+    by: str | None = None,
     columns: Sequence[str] | None = None,
     n_folds: int = 5,
     random_state: int = 0,
@@ -48,6 +50,8 @@ def estimate_behavior(
         multinomial logistic regression on standardised columns. For continuous actions a regressor of one output, of
         which each action dimension gets a copy; default: linear regression. It is cloned, never fitted itself; where it
         has a `random_state` of None, it gets the one given here.
+    by : str, optional
+        Column of `extras` that says who logged an episode, the same in all its rows: every logger gets a model of its own.
     columns : sequence of str, optional
         State or other columns of the log to predict from; default: all states. The model gets a frame.
     n_folds : int
@@ -61,13 +65,14 @@ def estimate_behavior(
     -------
     LoggedDataset
         The log with `behavior_log_prob` (fitted on all episodes), `cross_fitted_log_prob` (fitted without the fold of
-        the row's episode) and `behavior_source`, which holds the calibration of the cross-fitted probabilities.
+        the row's episode) and `behavior_source`, which holds the calibration of the cross-fitted probabilities, with a
+        column "logger" where there are several.
 
     Raises
     ------
     ValueError
         If the propensities are known already, if the model gives an action that was taken probability 0, if an action
-        was taken in one fold only, or if continuous actions have no noise.
+        was taken in one fold only, if continuous actions have no noise, or if `by` does not tell the logger of an episode.
     TypeError
         If the model does not serve the kind of the actions.
 
@@ -91,13 +96,17 @@ def estimate_behavior(
     """
     _check_request(data, n_folds, random_state, overwrite)
     chosen = _default_model(data.discrete) if model is None else model
-    task = _Task(data, _inputs(data, columns), _prepared(chosen, data.discrete, random_state))
-    folds = _row_folds(data, n_folds, random_state)
-    fitted = _discrete(task, folds) if data.discrete else _continuous(task, folds)
+
+    def estimate(part: LoggedDataset) -> _Fitted:
+        task = _Task(part, _inputs(part, columns), _prepared(chosen, part.discrete, random_state))
+        folds = _row_folds(part, n_folds, random_state)
+        return _discrete(task, folds) if part.discrete else _continuous(task, folds)
+
+    fitted = estimate(data) if by is None else _by_logger(data, by, n_folds, estimate)
     table = fitted.calibration
     source = BehaviorSource(
         kind="estimated",
-        model=" ".join(repr(chosen).split()),
+        model=" ".join(repr(chosen).split()) + ("" if by is None else f", one for each {by}"),
         parametric=fitted.parametric,
         n_folds=n_folds,
         calibration_error=None if table is None else expected_calibration_error(table),
@@ -123,6 +132,31 @@ class _Fitted:
     calibration: pd.DataFrame | None = None
 
 
+# -------------------------------------------------------------------- several loggers
+
+
+def _by_logger(data: LoggedDataset, by: str, n_folds: int, estimate: Callable[[LoggedDataset], _Fitted]) -> _Fitted:
+    """Estimate each logger's propensities from its own episodes."""
+    codes, labels = episode_loggers(data, by, OWNER)
+    in_sample = np.empty(data.n_transitions)
+    cross_fitted = np.empty(data.n_transitions) if n_folds else None
+    tables, parametric = [], True
+    for code, label in enumerate(labels):
+        part, rows = data.select(codes == code), np.repeat(codes == code, data.lengths)
+        try:
+            _check_folds(part, n_folds)
+            fitted = estimate(part)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{error} (Rows are counted among the episodes with {by} = {label!r}.)") from error
+        in_sample[rows], parametric = fitted.in_sample, fitted.parametric
+        if cross_fitted is not None and fitted.cross_fitted is not None:
+            cross_fitted[rows] = fitted.cross_fitted
+        if fitted.calibration is not None:
+            tables.append(fitted.calibration.assign(logger=label))
+    calibration = pd.concat(tables, ignore_index=True) if tables else None
+    return _Fitted(in_sample, cross_fitted, parametric, calibration)
+
+
 # -------------------------------------------------------------------- what is asked for
 
 
@@ -135,6 +169,10 @@ def _check_request(data: LoggedDataset, n_folds: int, random_state: int, overwri
     for name, value in (("n_folds", n_folds), ("random_state", random_state)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
             raise TypeError(f"{OWNER}: `{name}` must be an integer, got {value!r}.")
+    _check_folds(data, n_folds)
+
+
+def _check_folds(data: LoggedDataset, n_folds: int) -> None:
     if n_folds != 0 and not 2 <= n_folds <= data.n_episodes:
         raise ValueError(
             f"{OWNER}: `n_folds` must be 0 (no cross-fitting) or from 2 to the number of episodes ({data.n_episodes}), "

@@ -270,6 +270,11 @@ def bootstrap(
     Estimate
         With `replicates`; compare two of equal `resample_id` in pairs.
 
+    Raises
+    ------
+    ValueError
+        If Poisson weights of very few episodes are all 0 in a replicate.
+
     Notes
     -----
     The unit is the episode; the weight of an episode in a replicate is a hash of its identifier, the replicate and the
@@ -295,5 +300,9 @@ def bootstrap(
     values = np.empty(n_replicates)
     for b in range(n_replicates):
         weight = resampling_weights(data.episode_keys, 1, seed=random_state, kind=kind, start=b)[0]
+        if not weight.any():
+            raise ValueError(
+                f"bootstrap: resamples with `kind` 'poisson' must keep an episode, got none of {data.n_episodes} in replicate {b}; use kind='bayesian'."
+            )
         values[b] = copy.deepcopy(estimator).fit(data, policy, episode_weight=weight).estimate().value
     return replace(estimate, replicates=values, resample_id=f"{data.data_id}-{kind}-{random_state}-{n_replicates}")

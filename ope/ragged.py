@@ -55,6 +55,17 @@ def step_index(offsets: IntArray) -> IntArray:
     return np.cumsum(steps, out=steps)
 
 
+def step_rows(offsets: IntArray, t: int) -> IntArray:
+    """Return the rows of step t, one for each episode that is longer than t.
+
+    Examples
+    --------
+    >>> step_rows(np.array([0, 2, 5]), 2)
+    array([4])
+    """
+    return offsets[:-1][np.diff(offsets) > t] + t
+
+
 def segment_sum(values: npt.NDArray[Any], offsets: IntArray) -> FloatArray:
     """Sum rows within each episode, in float64: shape (n, ...) to (n_episodes, ...).
 

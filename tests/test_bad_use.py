@@ -311,6 +311,12 @@ RESULTS = [
         ("`kind`", "'block'", "bayesian"),
     ),
     Bad(
+        "resamples without an episode",
+        lambda: bootstrap(PerDecisionIS(gamma=0.9), log().select([0]), TabularPolicy(TABLE), kind="poisson"),
+        ValueError,
+        ("bootstrap", "'poisson'", "got none of 1", "bayesian"),
+    ),
+    Bad(
         "bootstrap of a mapping",
         lambda: bootstrap(PerDecisionIS(gamma=0.9), log(), {"a": TabularPolicy(TABLE)}),  # type: ignore[arg-type]
         TypeError,

@@ -4,6 +4,7 @@ from ope.inference.bounds import anderson, empirical_bernstein, hoeffding
 from ope.inference.checks import IntervalNotAvailable
 from ope.inference.identifiers import hash_identifiers
 from ope.inference.intervals import basic_interval, bca_interval, normal_interval, percentile_interval, std_error
+from ope.inference.lepski import LepskiChoice, lepski_choice
 from ope.inference.methods import (
     Anderson,
     Bootstrap,
@@ -24,6 +25,7 @@ __all__ = [
     "Hoeffding",
     "IntervalMethod",
     "IntervalNotAvailable",
+    "LepskiChoice",
     "Normal",
     "Sample",
     "anderson",
@@ -34,6 +36,7 @@ __all__ = [
     "hash_identifiers",
     "hoeffding",
     "holm",
+    "lepski_choice",
     "max_t_quantile",
     "mean_replicates",
     "normal_interval",

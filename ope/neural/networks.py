@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 Shape = tuple[int, ...]
 
@@ -100,6 +101,8 @@ class MLP:
     extras : mapping of str to tuple of int, optional
         Further parameters of each model, zero at first, found in `parameters.views`: a state-independent standard
         deviation, say.
+    layer_norm : bool
+        Whether every hidden layer is standardised over its units before the relu, without parameters of its own.
     device : torch.device, optional
     trainable : bool
         Whether the parameters take part in differentiation.
@@ -107,6 +110,7 @@ class MLP:
     Notes
     -----
     h_0 = x; h_{l+1} = relu(h_l W_l + b_l), the last layer without relu; W_l has shape (K, in, out), b_l (K, 1, out).
+    Layer normalisation bounds the last hidden layer, |h| <= sqrt(width), and with it how far outputs can extrapolate.
 
     Examples
     --------
@@ -121,11 +125,13 @@ class MLP:
         n_models: int,
         *,
         extras: Mapping[str, Shape] | None = None,
+        layer_norm: bool = False,
         device: torch.device | None = None,
         trainable: bool = True,
     ) -> None:
         self.sizes = tuple(int(size) for size in sizes)
         self.n_models = n_models
+        self.layer_norm = layer_norm
         self.extras = dict(extras or {})
         shapes: dict[str, Shape] = {}
         for layer, (n_in, n_out) in enumerate(pairwise(self.sizes)):
@@ -151,10 +157,20 @@ class MLP:
         Tensor of shape (K, B, out)
         """
         *hidden_layers, (weight, bias) = self._constant_layers if frozen else self._layers
+        return torch.baddbmm(bias, self._hidden(x, hidden_layers), weight)
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the last hidden layer (K, B, width), cut off from differentiation by the parameters."""
+        return self._hidden(x, self._constant_layers[:-1])
+
+    def _hidden(self, x: torch.Tensor, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
         h = x if x.ndim == 3 else x.expand(self.n_models, *x.shape)
-        for hidden_weight, hidden_bias in hidden_layers:
-            h = torch.baddbmm(hidden_bias, h, hidden_weight).relu_()
-        return torch.baddbmm(bias, h, weight)
+        for weight, bias in layers:
+            h = torch.baddbmm(bias, h, weight)
+            if self.layer_norm:
+                h = functional.layer_norm(h, h.shape[-1:])
+            h = h.relu_()
+        return h
 
     @property
     def weights(self) -> list[torch.Tensor]:
@@ -179,6 +195,7 @@ class MLP:
             self.sizes,
             self.n_models,
             extras=self.extras,
+            layer_norm=self.layer_norm,
             device=device or self.parameters.flat.device,
             trainable=trainable,
         )
@@ -187,15 +204,17 @@ class MLP:
 
     def with_rows(self, flat: torch.Tensor) -> MLP:
         """Return a network of this shape on the CPU, without gradients, whose models have the rows of `flat`."""
-        network = MLP(self.sizes, len(flat), extras=self.extras, trainable=False)
+        network = MLP(self.sizes, len(flat), extras=self.extras, layer_norm=self.layer_norm, trainable=False)
         network.parameters.flat.copy_(flat)
         return network
 
     def __getstate__(self) -> dict[str, Any]:
         flat = self.parameters.flat.cpu().numpy().copy()
-        return {"sizes": self.sizes, "extras": self.extras, "trainable": self.parameters.trainable, "flat": flat}
+        settings = {"sizes": self.sizes, "extras": self.extras, "layer_norm": self.layer_norm}
+        return {**settings, "trainable": self.parameters.trainable, "flat": flat}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = torch.from_numpy(state["flat"])
-        MLP.__init__(self, state["sizes"], len(flat), extras=state["extras"], trainable=state["trainable"])
+        settings = {name: state[name] for name in ("extras", "layer_norm", "trainable")}
+        MLP.__init__(self, state["sizes"], len(flat), **settings)
         self.parameters.flat.copy_(flat)

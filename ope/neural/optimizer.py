@@ -57,6 +57,7 @@ class FlatAdam:
             for leaves, (lr, decay) in zip(zip(*self._leaves, strict=True), settings, strict=False)
         ]
         self._adam = torch.optim.AdamW(groups, eps=epsilon, fused=parameters[0].flat.device.type in FUSED_DEVICES)
+        self._rates = [rate for rate, _ in settings[: len(groups)]]
         for leaf in (leaf for leaves in self._leaves for leaf in leaves):
             step = torch.zeros((), dtype=torch.float32, device=leaf.device)
             self._adam.state[leaf] = {"step": step, **{name: torch.zeros_like(leaf) for name in MOMENTS}}
@@ -80,6 +81,20 @@ class FlatAdam:
             else:
                 target.copy_(gradient)
         self._adam.step()
+
+    @property
+    def gradients(self) -> list[torch.Tensor]:
+        """The gradient of each network, (K, P), for those who write it themselves and call `step`."""
+        return self._gradients
+
+    def step(self) -> None:
+        """Take one step down what is in `gradients`."""
+        self._adam.step()
+
+    def scale_rate(self, factor: float) -> None:
+        """Set every learning rate to `factor` times what it was at the start."""
+        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
+            group["lr"] = factor * rate
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return moments and step counts of each network, with a leading model axis."""

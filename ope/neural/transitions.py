@@ -110,6 +110,8 @@ class Transitions:
         device: torch.device | None = None,
         states: Standardizer | None = None,
         actions: Standardizer | None = None,
+        *,
+        horizon_ends: bool = False,
     ) -> Transitions:
         """Put a log on a device.
 
@@ -119,20 +121,24 @@ class Transitions:
         device : torch.device, optional
         states, actions : Standardizer, optional
             Applied to states, and to continuous actions.
+        horizon_ends : bool
+            Whether nothing follows the horizon, as in time-indexed methods. To a stationary one it is a truncation.
 
         Notes
         -----
-        To a stationary learner a horizon end is a truncation. Either bootstraps from its final state; where that is
-        unknown, or has no action that is known to be available, the last transition has no Bellman target.
+        A truncation bootstraps from its final state; where that is unknown, or has no action that is known to be
+        available, the last transition has no Bellman target.
         """
-        final = _usable_finals(data)
+        final = usable_finals(data)
         table = (
             np.concatenate([data.states, data.final_states[final]]) if data.final_states is not None else data.states
         )
         continues, bellman = np.ones(len(data)), np.ones(len(data))
-        last = data.offsets[1:] - 1
-        continues[last[data.ends == End.TERMINAL]] = 0.0
-        excluded = last[(data.ends != End.TERMINAL) & ~final]
+        last, goes_on = data.offsets[1:] - 1, data.ends != End.TERMINAL
+        if horizon_ends:
+            goes_on = (data.ends == End.TRUNCATED) & (data.lengths != data.horizon)
+        continues[last[~goes_on]] = 0.0
+        excluded = last[goes_on & ~final]
         bellman[excluded] = 0.0
         logged_actions = data.actions if actions is None or data.discrete else actions.transform(data.actions)
 
@@ -152,7 +158,8 @@ class Transitions:
         )
 
 
-def _usable_finals(data: LoggedDataset) -> BoolArray:
+def usable_finals(data: LoggedDataset) -> BoolArray:
+    """Return the episodes whose final state is in the table of states behind the rows, shape (n_episodes,)."""
     known: BoolArray = data.final_known() & (data.ends != End.TERMINAL)
     if data.action_mask is None:
         return known
@@ -197,6 +204,16 @@ class Batch:
     @cached_property
     def _next_rows(self) -> torch.Tensor:
         return self.transitions.next_index.index_select(0, self._rows)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """Rows of the log, (K, B)."""
+        return self._rows.view(self.shape)
+
+    @property
+    def next_rows(self) -> torch.Tensor:
+        """Where the next states lie in the table of states, (K, B)."""
+        return self._next_rows.view(self.shape)
 
     @cached_property
     def states(self) -> torch.Tensor:

@@ -21,11 +21,13 @@ from estimator_oracles import (
     paths,
     random_case,
 )
+from sklearn.base import clone
+from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, PolynomialFeatures
 
 from ope import Estimate, Level, LoggedDataset
-from ope.estimators import LSTDQ
-from ope.policies import GaussianPolicy, TabularPolicy
+from ope.estimators import LSTDQ, DoublyRobust, FittedQEvaluation
+from ope.policies import FunctionPolicy, GaussianPolicy, TabularPolicy
 from ope.problems import Baird, Hybrid, ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
 from ope.validation import FloatArray
 
@@ -460,6 +462,46 @@ def test_order_of_episodes_does_not_matter(stationary: bool) -> None:
     after = fit(Case(case.log.select(order), case.b, case.pi), stationary=stationary)
     assert after.value == pytest.approx(before.value, rel=1e-10)
     np.testing.assert_allclose(influence_of(after), influence_of(before)[order], rtol=1e-8, atol=1e-10)
+
+
+def noise_around_half(states: FloatArray, rng: np.random.Generator) -> FloatArray:
+    return -0.5 * states + 0.3 * rng.normal(size=states.shape)
+
+
+def density_around_half(states: FloatArray, actions: FloatArray) -> FloatArray:
+    return GaussianPolicy(mean=[-0.5], std=0.3).log_prob(states, actions)
+
+
+DRAWN = FunctionPolicy(log_prob=density_around_half, sample=noise_around_half)
+
+
+@pytest.mark.parametrize(
+    "estimator",
+    [
+        LSTDQ(gamma=0.9, n_samples=4),
+        LSTDQ(gamma=0.9, n_samples=4, trace="retrace"),
+        FittedQEvaluation(gamma=0.9, n_samples=4, regressor=LinearRegression(), features="auto", tol=1e-9),
+        DoublyRobust(gamma=0.9, q=LSTDQ(n_samples=4), n_folds=2),
+    ],
+    ids=["lstdq", "trace", "fqe", "dr"],
+)
+def test_draws_belong_to_episodes(estimator: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the order of episodes nor the blocks that a log is read in change what a sampled candidate does."""
+    log = ScalarLQR(max_steps=4).sample(40, random_state=1)
+    whole = estimator.fit(log, DRAWN).estimate()
+    order = np.random.default_rng(0).permutation(40)
+    assert estimator.fit(log.select(order), DRAWN).estimate().value == pytest.approx(whole.value, rel=1e-9)
+    monkeypatch.setattr(LoggedDataset.blocks, "__defaults__", (9,))
+    assert estimator.fit(log, DRAWN).estimate().value == pytest.approx(whole.value, rel=1e-9)
+    params = {"random_state": 1} if not isinstance(estimator, DoublyRobust) else {"q__random_state": 1}
+    assert clone(estimator).set_params(**params).fit(log, DRAWN).estimate().value != whole.value
+
+
+def test_many_draws_are_the_expectation() -> None:
+    log = ScalarLQR(max_steps=4).sample(60, random_state=1)
+    exact = LSTDQ(gamma=0.9).fit(log, GaussianPolicy(mean=[-0.5], std=0.3)).estimate()
+    drawn = LSTDQ(gamma=0.9, n_samples=400).fit(log, DRAWN).estimate()
+    assert drawn.value == pytest.approx(exact.value, abs=0.1 * exact.std_error)
 
 
 # -------------------------------------------------------------------------------- specification test

@@ -7,7 +7,7 @@ import pytest
 
 from ope import Estimate, Level, LoggedDataset
 from ope.estimators import LSTDQ, DoublyRobust, PerDecisionIS
-from ope.estimators._verdicts import judge_range
+from ope.estimators._verdicts import judge_finite, judge_range
 from ope.policies import GaussianPolicy, TabularPolicy
 from ope.problems import ScalarLQR
 
@@ -94,3 +94,15 @@ def test_no_variation_is_not_valid() -> None:
         assert found.std_error == 0.0
         assert found.verdict.level == Level.CAUTION
         assert any("standard error is 0" in reason for reason in found.verdict.reasons)
+
+
+@pytest.mark.parametrize(
+    ("value", "influence", "words"),
+    [(np.nan, None, "The value is nan"), (1.0, np.array([np.inf, 0.0]), "Weights of some episodes overflow")],
+)
+def test_what_is_not_finite_is_refused_in_its_own_words(value: float, influence: np.ndarray | None, words: str) -> None:
+    finding = judge_finite(value, influence)
+    assert finding is not None
+    assert finding[0] == Level.REFUSE
+    assert finding[1].startswith(words)
+    assert judge_finite(1.0, np.zeros(2)) is None

@@ -1,0 +1,295 @@
+"""Double reinforcement learning: a Q model and a marginal ratio of visits, cross-fitted, each correcting the other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ope import ragged
+from ope.dataset import LoggedDataset
+from ope.estimate import Estimate
+from ope.estimator import EXACT, inherit_gamma
+from ope.estimators import _verdicts as verdicts
+from ope.estimators._crossfit import CrossFitted, cross_fit_ratio
+from ope.estimators._features import fit_basis, history_features
+from ope.estimators._importance import unlogged_mass
+from ope.estimators._marginal import RatioSums, exit_shares
+from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._ratio import RatioEstimator
+from ope.estimators._specification import past_p_value
+from ope.estimators.marginalized_is import MarginalizedIS
+from ope.policy import Policy, Requirement
+from ope.validation import FloatArray, IntArray
+from ope.verdict import Level, Verdict
+
+# -------------------------------------------------------------------- mathematics
+
+
+def correction(c: FloatArray, delta: FloatArray, offsets: IntArray, weight: FloatArray) -> tuple[float, FloatArray]:
+    """Return mean_i sum_t c_it delta_it and its influence, shape (n_episodes,).
+
+    Parameters
+    ----------
+    c, delta : ndarray of shape (n,)
+        Ratios of visits and temporal differences.
+    offsets : ndarray of shape (n_episodes + 1,)
+    weight : ndarray of shape (n_episodes,)
+        Weights of episodes of mean 1.
+
+    Examples
+    --------
+    >>> correction(np.array([1.0, 2.0]), np.array([1.0, 3.0]), np.array([0, 1, 2]), np.ones(2))
+    (3.5, array([-2.5,  2.5]))
+    """
+    terms = ragged.segment_sum(c * delta, offsets)
+    value = float(np.mean(weight * terms))
+    return value, terms - value
+
+
+def normalized_correction(
+    c: FloatArray, delta: FloatArray, exits: FloatArray, offsets: IntArray, weight: FloatArray
+) -> tuple[float, FloatArray]:
+    """Return the correction with ratios divided by the visits that they add up to, and its influence, shape (n_episodes,).
+
+    Parameters
+    ----------
+    exits : ndarray of shape (n,)
+        1 - gamma where another state follows, else 1: sums of c times it are 1 in expectation, whatever the ends.
+    """
+    visits = ragged.segment_sum(c * exits, offsets)
+    total = float(np.mean(weight * visits))
+    value, psi = correction(c, delta, offsets, weight)
+    if not total > 0:
+        return float("nan"), psi
+    return value / total, (psi - value / total * (visits - total)) / total
+
+
+def normalized_by_step(
+    c: FloatArray, delta: FloatArray, exits: FloatArray, offsets: IntArray, weight: FloatArray
+) -> tuple[float, FloatArray]:
+    """Return the correction with the ratios of each step scaled to the visits that the step before leads to; its influence.
+
+    Notes
+    -----
+    With C_t and E_t the means of c_t and of c_t (1 - exit_t), step t is scaled by kappa_t = kappa_{t-1} E_{t-1} / C_t, kappa_0 = 1 /
+    C_0, so that the visits of the first step add up to 1 and none are lost or made later.
+    """
+    time, horizon, n = ragged.step_index(offsets), int(np.diff(offsets).max()), len(offsets) - 1
+    row_weight = np.repeat(weight, np.diff(offsets)) / n
+    logged, visits, onward, steps = (
+        np.bincount(time, row_weight * x, horizon) for x in (np.ones_like(c), c, c * (1.0 - exits), c * delta)
+    )
+    visits = np.where(logged > 0, visits, 1.0)
+    if not np.all(visits > 0):
+        return float("nan"), ragged.segment_sum(c * delta, offsets)
+    scale = np.cumprod(np.concatenate([[1.0], onward[:-1]]) / visits)
+    ahead = np.append(np.cumsum((scale * steps)[::-1])[::-1], 0.0)
+    passed = np.divide(ahead[1:], onward, out=np.zeros(horizon), where=onward != 0)
+    rows = c * (scale[time] * delta - (ahead[:-1] / visits)[time] + (1.0 - exits) * passed[time])
+    psi = ragged.segment_sum(rows, offsets)
+    return float(ahead[0]), psi - np.mean(weight * psi)
+
+
+# -------------------------------------------------------------------- estimator
+
+
+class DoubleReinforcementLearning(CrossFitted):
+    """Double reinforcement learning: the Q model's value, corrected by ratios of visits; right if either model is.
+
+    Parameters
+    ----------
+    gamma : float
+        Discount factor in [0, 1].
+    q : Q-based estimator or None
+        `LSTDQ` (default) or `FittedQEvaluation`; it inherits gamma.
+    ratio : marginal estimator or None
+        `MarginalizedIS` (default), `StateMarginalIS` or another estimator of ratios of visits; it inherits gamma.
+    self_normalized : bool
+        Divide the ratios by the visits that they add up to [3]_, step by step where they are time-indexed.
+    n_folds : int
+        Q and the ratio are cross-fitted by episode in this many folds, at least 2.
+    random_state : int
+        Seed of the folds, which are a hash of the episode identifiers.
+
+    Notes
+    -----
+    V = mean Vhat(s_0) + mean_i sum_t c_it (r + gamma Vhat(s') - Qhat(s, a)) [1]_, with c the candidate's discounted visits over those
+    of the log, per episode: c(s, a) where stationary [2]_, c_t(s, a) where time-indexed. psi_i holds the same terms of episode i,
+    centred; errors of the two models enter as a product. Weights do not multiply over steps, so that long horizons do no
+    harm, but the state must be Markov: the verdict tests it. A truncated end needs no term of its own: its last transition is one more
+    draw from the logged pairs, and what follows is weighed where other episodes visit it. Propensities are not needed, unless the ratio
+    reads them.
+
+    References
+    ----------
+    .. [1] Kallus, Uehara (2020). Double reinforcement learning for efficient off-policy evaluation in Markov decision processes.
+       JMLR 21.
+    .. [2] Kallus, Uehara (2022). Efficiently breaking the curse of horizon in off-policy evaluation with double reinforcement
+       learning. Operations Research 70.
+    .. [3] Liu, Li, Tang, Zhou (2018). Breaking the curse of horizon: infinite-horizon off-policy estimation. NeurIPS.
+
+    Examples
+    --------
+    >>> from ope.policies import TabularPolicy
+    >>> log = LoggedDataset.from_arrays(np.ones((8, 1)), [0, 1] * 4, [1.0, 0.0] * 4, lengths=[1] * 8, ends="terminal")
+    >>> estimator = DoubleReinforcementLearning(gamma=1.0, n_folds=2)
+    >>> round(estimator.fit(log, TabularPolicy([[0.75, 0.25]])).estimate().value, 9)
+    0.75
+    """
+
+    requires: ClassVar[Requirement] = (frozenset({"all_probs"}), frozenset({"sample"}))
+    laws: ClassVar[Mapping[str, str]] = MappingProxyType(
+        {
+            "scale_rewards": EXACT,
+            "permute_episodes": EXACT,
+            "shards_merge": EXACT,
+            "on_policy_mean": "fitted values and ratios are shared between the episodes that pass a state",
+            "one_step_bandit": "ratios of visits are estimated instead of taken from the propensities",
+            "padding": "an absorbing state is one more state for both models",
+            "shift_rewards": "the Q model need not be able to express a constant",
+        }
+    )
+
+    def __init__(
+        self,
+        *,
+        gamma: float | None = None,
+        q: QEstimator | None = None,
+        ratio: RatioEstimator | None = None,
+        self_normalized: bool = False,
+        n_folds: int = 5,
+        random_state: int = 0,
+    ) -> None:
+        self.gamma = gamma
+        self.q = q
+        self.ratio = ratio
+        self.self_normalized = self_normalized
+        self.n_folds = n_folds
+        self.random_state = random_state
+
+    @property
+    def needs_propensities(self) -> bool:  # type: ignore[override]
+        """Whether the ratio reads propensities."""
+        return isinstance(self.ratio, RatioEstimator) and self.ratio.needs_propensities
+
+    def _requirement(self, discrete: bool) -> Requirement:
+        own = super()._requirement(discrete)
+        other = self.ratio._requirement(discrete) if isinstance(self.ratio, RatioEstimator) else ()
+        return tuple(a | b for a in own for b in other) if other else own
+
+    def _validate(self) -> None:
+        super()._validate()
+        owner = type(self).__name__
+        if self.ratio is not None and not isinstance(self.ratio, RatioEstimator):
+            raise TypeError(
+                f"{owner}: `ratio` must be an estimator of ratios of visits (MarginalizedIS, StateMarginalIS) or None, got {type(self.ratio).__name__}."
+            )
+        self._nested_ratio()._validate()
+        flags = {_is_stationary(model) for model in (self.q, self.ratio) if model is not None}
+        if len(flags) > 1:
+            raise ValueError(
+                f"{owner}: `q` and `ratio` must agree on `stationary`, got {_is_stationary(self.q)} and {_is_stationary(self.ratio)}: they would "
+                "answer different questions; set it on both, or on neither."
+            )
+
+    def _stationary(self, data: LoggedDataset) -> bool:
+        return self._asked_stationary or data.horizon is None
+
+    @property
+    def _asked_stationary(self) -> bool:
+        return _is_stationary(self.q) or _is_stationary(self.ratio)
+
+    def _nested(self) -> QEstimator:
+        nested = super()._nested()
+        return nested if self.q is not None else nested.set_params(stationary=self._asked_stationary)
+
+    def _nested_ratio(self) -> RatioEstimator:
+        ratio = self.ratio if self.ratio is not None else MarginalizedIS(stationary=self._asked_stationary)
+        nested = inherit_gamma(type(self).__name__, ratio, self._gamma)
+        assert isinstance(nested, RatioEstimator)
+        return nested
+
+    def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
+        predictions = self._cross_fit(data, policy, weight)
+        c = cross_fit_ratio(self._nested_ratio(), data, policy, weight, self._folds(data, weight))
+        delta, n_left_out = self._pseudo_rewards(data, predictions)
+        exits = exit_shares(data, self._gamma, self._stationary(data))
+        with np.errstate(over="ignore", invalid="ignore"):
+            corrected, psi = self._correct(data, c, delta, exits, weight)
+            v_0 = predictions.v[data.offsets[:-1]]
+            baseline = float(np.mean(weight * v_0))
+            influence = weight * (v_0 - baseline + psi)
+            diagnostics = {
+                "correction_share": float(
+                    np.sum((weight * psi) ** 2) / max(np.sum(influence**2), np.finfo(float).tiny)
+                ),
+                **self._diagnose(data, predictions, c, delta, exits, weight),
+                **verdicts.influence_diagnostics(influence),
+                "left_out_transitions": n_left_out,
+            }
+            findings = self._judge(data, policy, baseline + corrected, influence, diagnostics)
+        return self._result(
+            data,
+            name,
+            value=baseline + corrected,
+            influence=influence,
+            horizon=None if self._stationary(data) else data.horizon,
+            diagnostics=diagnostics,
+            verdict=Verdict.of([*findings, self._judge_models(predictions)]),
+        )
+
+    def _correct(
+        self, data: LoggedDataset, c: FloatArray, delta: FloatArray, exits: FloatArray, weight: FloatArray
+    ) -> tuple[float, FloatArray]:
+        if not self.self_normalized:
+            return correction(c, delta, data.offsets, weight)
+        normalized = normalized_correction if self._stationary(data) else normalized_by_step
+        return normalized(c, delta, exits, data.offsets, weight)
+
+    def _diagnose(
+        self,
+        data: LoggedDataset,
+        predictions: QPredictions,
+        c: FloatArray,
+        delta: FloatArray,
+        exits: FloatArray,
+        weight: FloatArray,
+    ) -> dict[str, Any]:
+        stationary, time = self._stationary(data), ragged.step_index(data.offsets)
+        sums = RatioSums(1 if stationary else int(data.horizon or 1), float(np.abs(c).max()) or 1.0)
+        sums.add(c, data.rewards, exits, time, data.offsets, weight)
+        q_value = float(np.mean(weight * predictions.v[data.offsets[:-1]]))
+        phi = fit_basis("auto", data).logged(data.states, data.actions)
+        past = history_features(data)
+        return {
+            "ess": sums.effective_sample_size,
+            "mean_ratio": sums.mass,
+            "negative_share": sums.negative_share,
+            "q_value": q_value,
+            "ratio_value": sums.value,
+            "flow_residual": sums.value - correction(c, delta, data.offsets, weight)[0] - q_value,
+            "specification_p": past_p_value(phi, past, delta, data.offsets, weight, time_indexed=not stationary),
+            "truncated_share": verdicts.truncated_share(data),
+        }
+
+    def _judge(
+        self, data: LoggedDataset, policy: Policy, value: float, influence: FloatArray, diagnostics: Mapping[str, Any]
+    ) -> list[verdicts.Finding]:
+        return [
+            verdicts.judge_finite(value, influence),
+            verdicts.judge_range(value, data, self._gamma, self._stationary(data), Level.CAUTION),
+            verdicts.judge_ess(diagnostics["ess"], verdicts.THRESHOLDS.linear_ess, "ratios of visits"),
+            verdicts.judge_share(diagnostics["largest_share"], verdicts.THRESHOLDS.linear_share),
+            verdicts.judge_flow(diagnostics["mean_ratio"]),
+            verdicts.judge_negative(diagnostics["negative_share"]),
+            verdicts.judge_specification(diagnostics["specification_p"]),
+            verdicts.judge_propensities(data, orthogonal=True) if self.needs_propensities else None,
+            verdicts.judge_unlogged(*unlogged_mass(data, policy)),
+        ]
+
+
+def _is_stationary(model: QEstimator | RatioEstimator | None) -> bool:
+    return bool(getattr(model, "stationary", False))
