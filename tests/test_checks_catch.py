@@ -414,8 +414,8 @@ def test_padding_adds_rows_of_reward_0_on_which_policies_agree() -> None:
 def test_shards_are_the_log_in_parts() -> None:
     log = make_case("mixed").log
     parts = list(sharded(log).blocks())
-    assert len(parts) > 20
-    assert max(len(part) for part in parts) <= 7
+    assert len(parts) > 4
+    assert max(len(part) for part in parts) <= sharded(log).shard_rows
     np.testing.assert_array_equal(np.concatenate([part.rewards for part in parts]), log.rewards)
     assert sharded(log).data_id == log.data_id
 

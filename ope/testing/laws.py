@@ -129,7 +129,7 @@ def shards_merge(fit: Fit, case: Case, _gamma: float) -> Iterator[Demand]:
     """Demand that a log read in many small blocks gives what it gives in one."""
     base, parts = fit(case.log, case.candidate), fit(sharded(case.log), case.candidate)
     yield Demand(
-        "with the log in blocks of 7 rows", parts.value, base.value, _scale(case.log), parts.influence, base.influence
+        "with the log in small blocks", parts.value, base.value, _scale(case.log), parts.influence, base.influence
     )
 
 

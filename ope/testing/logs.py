@@ -225,10 +225,10 @@ def padded_pair(seed: int, n_episodes: int = 61) -> tuple[Case, Case]:
 class ShardedLog(LoggedDataset):
     """A log that is read in blocks of a few rows, as one larger than memory is."""
 
-    shard_rows = 7
+    shard_rows = 40
 
     def blocks(self, max_rows: int = BLOCK_ROWS) -> Iterator[LoggedDataset]:
-        """Yield groups of whole episodes with at most 7 rows, or one longer episode."""
+        """Yield groups of whole episodes with at most `shard_rows` rows, or one longer episode."""
         return super().blocks(min(max_rows, self.shard_rows))
 
 
@@ -237,7 +237,7 @@ def sharded(log: LoggedDataset) -> ShardedLog:
 
     Examples
     --------
-    >>> len(list(sharded(make_case("horizon", n_episodes=4, longest=4).log).blocks()))
+    >>> len(list(sharded(make_case("horizon", n_episodes=40, longest=4).log).blocks()))
     4
     """
     return ShardedLog(**{column.name: getattr(log, column.name) for column in fields(log)})
