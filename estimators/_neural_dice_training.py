@@ -49,14 +49,15 @@ class OptimisticAdam:
 
     Examples
     --------
-    The saddle point of x y, which plain descent and ascent run away from; y ascends by a reversed gradient.
+    A saddle point with a strong rotation; y ascends by a reversed gradient.
 
     >>> block = FlatParameters({"x": (1,), "y": (1,)}, n_models=1)
     >>> x, y = block.views["x"], block.views["y"]
     >>> block.flat[:] = 1.0
     >>> optimizer = OptimisticAdam([block], [0.05], n_updates=500)
     >>> for _ in range(500):
-    ...     optimizer.minimize((x * reversed_gradient(y)).sum())
+    ...     up = reversed_gradient(y)
+    ...     optimizer.minimize((x * up + 0.1 * x**2 - 0.1 * up**2).sum())
     >>> bool((torch.cat([x, y]).abs() < 0.05).all())
     True
     """
@@ -77,7 +78,7 @@ class OptimisticAdam:
 
     def minimize(self, loss: torch.Tensor) -> None:
         """Take one step down the gradient of a scalar."""
-        found = torch.autograd.grad(loss, self._wanted, allow_unused=True)
+        found: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, self._wanted, allow_unused=True)
         for target, gradient in zip(self._targets, found, strict=True):
             if gradient is None:
                 target.zero_()
