@@ -36,7 +36,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "mujoco.csv"
 DOCS = HERE.parent / "docs" / "mujoco.md"
 GAMMA = 0.99
-N_THREADS = 2
+N_THREADS = 1
 KEPT = (
     "status", "plug_in_value", "network_value", "correction_z", "drift", "member_spread", "ess", "novelty",
     "overlap", "member_error", "correction", "mean_weight", "condition", "unsupported",

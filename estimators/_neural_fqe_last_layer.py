@@ -6,9 +6,11 @@ weighted by episode, in float64.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ope.estimators._neural_fqe_values import QNetworks
@@ -94,11 +96,22 @@ def anchored_solution(sums: LayerSums, theta: torch.Tensor, ridge: float) -> tor
     however slowly iterations would (a shift of all values by gamma a sweep); others stay.
     """
     rest = sums.reward - (sums.system @ theta[..., None]).squeeze(-1)
-    step: torch.Tensor = torch.linalg.solve(sums.damped(ridge), rest)
-    return theta + step
+    return theta + _solve(sums.damped(ridge), rest)
 
 
 def adjoint(sums: LayerSums, start: torch.Tensor, ridge: float) -> torch.Tensor:
     """Return u with (A + ridge)' u = sum of start features, (M, P): phi' u is the ratio of visits."""
-    u: torch.Tensor = torch.linalg.solve(sums.damped(ridge).transpose(1, 2), start)
-    return u
+    return _solve(sums.damped(ridge).transpose(1, 2), start)
+
+
+def _solve(systems: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Solve (M, P, P) for (M, P), in NumPy: torch 2.13 hands oneMKL bad pivots where it has two threads for a batch.
+
+    A singular system has NaN for a solution.
+    """
+    out = np.full(right.shape, np.nan)
+    pairs = zip(systems.cpu().numpy(), right.cpu().numpy(), strict=True)
+    for m, (system, side) in enumerate(pairs):
+        with contextlib.suppress(np.linalg.LinAlgError):
+            out[m] = np.linalg.solve(system, side)
+    return torch.from_numpy(out).to(right.device)

@@ -12,11 +12,12 @@ from ope import LoggedDataset, ragged
 from ope.estimators import _neural_fqe_values as values
 from ope.estimators._candidates import CandidateTable
 from ope.estimators._neural_fqe_inference import solve_last_layers
-from ope.estimators._neural_fqe_last_layer import RowSet, adjoint, anchored_solution, look, sum_rows
+from ope.estimators._neural_fqe_last_layer import LayerSums, RowSet, adjoint, anchored_solution, look, sum_rows
 from ope.estimators._neural_fqe_problem import Problem, attainable, fit_scaling, rough_returns, time_columns
 from ope.estimators._neural_fqe_support import action_novelty
 from ope.estimators._neural_fqe_training import Members, Path, Trained, start_table
 from ope.estimators._neural_fqe_values import QNetworks
+from ope.neural.device import use_threads
 from ope.neural.networks import MLP
 from ope.neural.optimizer import FlatAdam
 from ope.neural.regression import Regression
@@ -211,6 +212,29 @@ def test_gradients_written_out_are_those_of_autograd(layer_norm: bool, hidden: t
         optimizer.minimize((twin(x) - y).square().sum())
         np.testing.assert_allclose(regression.optimizer.gradients[0], optimizer.gradients[0], rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(network.parameters.flat, twin.parameters.flat, rtol=1e-4, atol=1e-5)
+
+
+def test_many_wide_systems_are_solved_whatever_the_threads() -> None:
+    """torch.linalg.solve fails here with two threads: "Pivots given to lu_solve must all be greater or equal to 1"."""
+    rng = np.random.default_rng(0)
+    systems, right = rng.normal(size=(24, 257, 257)) + 30.0 * np.eye(257), rng.normal(size=(24, 257))
+    ones = torch.ones(24, dtype=torch.float64)
+    sums = LayerSums(torch.from_numpy(systems), torch.from_numpy(right), 0.0 * ones, ones)
+    with use_threads(2):
+        for _ in range(3):
+            found = anchored_solution(sums, torch.zeros(24, 257, dtype=torch.float64), 0.0)
+    expected = np.linalg.solve(systems + np.eye(257), right[..., None])[..., 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-8)
+
+
+def test_a_singular_system_has_no_solution() -> None:
+    ones = torch.ones(2, dtype=torch.float64)
+    systems = torch.stack([-torch.eye(3), torch.eye(3)]).double()  # a trace of 0 adds the identity
+    found = anchored_solution(
+        LayerSums(systems, torch.ones(2, 3).double(), 0.0 * ones, ones), torch.zeros(2, 3).double(), 0.0
+    )
+    assert found[0].isnan().all()
+    assert (found[1] == 0.5).all()
 
 
 # -------------------------------------------------------------------- support
