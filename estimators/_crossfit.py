@@ -18,7 +18,7 @@ from ope.estimators._importance import steps_with_mass
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators._ratio import RatioEstimator
 from ope.estimators.lstdq import LSTDQ
-from ope.inference.weights import fold_of
+from ope.inference.weights import fold_of, uniforms
 from ope.policy import Policy, continuing_ends
 from ope.validation import FloatArray, IntArray, check_integer
 
@@ -36,6 +36,17 @@ def temporal_differences(rewards: FloatArray, predictions: QPredictions, offsets
     """
     v_next = ragged.shift_to_next(predictions.v, offsets, predictions.v_final)
     return rewards + gamma * v_next - predictions.q
+
+
+def variance_share(part: FloatArray, influence: FloatArray) -> float:
+    """Return the sum of squares of a part of the influence over that of the whole.
+
+    Examples
+    --------
+    >>> variance_share(np.array([1.0, 0.0]), np.array([1.0, 1.0]))
+    0.5
+    """
+    return float(np.sum(part**2) / max(np.sum(influence**2), np.finfo(float).tiny))
 
 
 @dataclass(frozen=True)
@@ -150,6 +161,7 @@ class CrossFittedQ(QPredictions):
         self.q[rows], self.v[rows], self.v_final[inside] = part.q, part.v, part.v_final
 
 
+HALVES_STREAM = -2
 UNFINISHED = frozenset({"stopped", "diverged", "DIVERGED", "INTERRUPTED", "RUNNING"})
 
 
@@ -181,6 +193,26 @@ def folds(
                 "outside one; weigh more episodes, raise n_folds=, or take another random_state."
             )
         yield np.flatnonzero(fold == k), outside
+
+
+def halves(
+    owner: str, data: LoggedDataset, weight: FloatArray, outside: IntArray, random_state: int
+) -> tuple[IntArray, IntArray]:
+    """Split the episodes outside a fold in two, in turn by the order of a hash of their identifiers.
+
+    Raises
+    ------
+    ValueError
+        If a half is empty, or nothing in it has a positive weight.
+    """
+    order = np.argsort(uniforms(data.episode_keys[outside], random_state, HALVES_STREAM))
+    parts = (np.sort(outside[order[::2]]), np.sort(outside[order[1::2]]))
+    if not all(weight[part].any() for part in parts):
+        raise ValueError(
+            f"{owner}.fit: `data` must hold episodes of positive weight for Q and others for the ratio outside each fold, got too few of {data.n_episodes}; "
+            "log more, weigh more of them, or pass separate=False."
+        )
+    return parts
 
 
 def cross_fit_q(

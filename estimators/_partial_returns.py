@@ -16,6 +16,7 @@ from ope.estimators._crossfit import Weighed
 from ope.validation import FloatArray, IntArray
 
 TAIL = 0.05  # of the interval for the weighted doubly robust value, on each side
+LEAST_FREEDOM = 0.1
 
 
 def blend_steps(horizon: int, n_steps: int) -> IntArray:
@@ -67,7 +68,9 @@ def distance_to_interval(values: FloatArray, low: float, high: float) -> FloatAr
 
 
 def t_interval(value: float, std_error: float, effective_size: float) -> tuple[float, float]:
-    """Return the 90 % t interval with one degree of freedom less than the effective number of episodes, at least 1.
+    """Return the 90 % t interval with one degree of freedom less than the effective number of episodes.
+
+    Where that is next to none the interval covers everything: a value from a single episode says nothing about itself.
 
     Examples
     --------
@@ -75,7 +78,7 @@ def t_interval(value: float, std_error: float, effective_size: float) -> tuple[f
     >>> round(low, 3), round(high, 3)
     (-2.353, 2.353)
     """
-    half = -float(stdtrit(max(effective_size - 1.0, 1.0), TAIL)) * std_error
+    half = -float(stdtrit(max(effective_size - 1.0, LEAST_FREEDOM), TAIL)) * std_error
     return value - half, value + half
 
 

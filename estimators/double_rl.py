@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -13,17 +13,20 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimator import EXACT, inherit_gamma
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._crossfit import CrossFitted, cross_fit_ratio
+from ope.estimators._crossfit import CrossFitted, CrossFittedQ, cross_fit_q, cross_fit_ratio, halves, variance_share
 from ope.estimators._features import fit_basis, history_features
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._marginal import RatioSums, exit_shares
-from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._q import QEstimator
 from ope.estimators._ratio import RatioEstimator
 from ope.estimators._specification import past_p_value
+from ope.estimators._support import unsupported_share
 from ope.estimators.marginalized_is import MarginalizedIS
 from ope.policy import Policy, Requirement
 from ope.validation import FloatArray, IntArray
 from ope.verdict import Level, Verdict
+
+_Plan = list[tuple[IntArray, IntArray]]
 
 # -------------------------------------------------------------------- mathematics
 
@@ -84,7 +87,7 @@ def normalized_by_step(
     )
     visits = np.where(logged > 0, visits, 1.0)
     if not np.all(visits > 0):
-        return float("nan"), ragged.segment_sum(c * delta, offsets)
+        return float("nan"), correction(c, delta, offsets, weight)[1]
     scale = np.cumprod(np.concatenate([[1.0], onward[:-1]]) / visits)
     ahead = np.append(np.cumsum((scale * steps)[::-1])[::-1], 0.0)
     passed = np.divide(ahead[1:], onward, out=np.zeros(horizon), where=onward != 0)
@@ -109,6 +112,9 @@ class DoubleReinforcementLearning(CrossFitted):
         `MarginalizedIS` (default), `StateMarginalIS` or another estimator of ratios of visits; it inherits gamma.
     self_normalized : bool
         Divide the ratios by the visits that they add up to [3]_, step by step where they are time-indexed.
+    separate : bool
+        Fit Q on one half of the episodes outside a fold and the ratio on the other, and the other way round, so that their errors are
+        independent [4]_.
     n_folds : int
         Q and the ratio are cross-fitted by episode in this many folds, at least 2.
     random_state : int
@@ -118,7 +124,8 @@ class DoubleReinforcementLearning(CrossFitted):
     -----
     V = mean Vhat(s_0) + mean_i sum_t c_it (r + gamma Vhat(s') - Qhat(s, a)) [1]_, with c the candidate's discounted visits over those
     of the log, per episode: c(s, a) where stationary [2]_, c_t(s, a) where time-indexed. psi_i holds the same terms of episode i,
-    centred; errors of the two models enter as a product. Weights do not multiply over steps, so that long horizons do no
+    centred; errors of the two models enter as a product, which has a mean of its own if the same episodes are behind both, hence
+    ``separate``. Weights do not multiply over steps, so that long horizons do no
     harm, but the state must be Markov: the verdict tests it. A truncated end needs no term of its own: its last transition is one more
     draw from the logged pairs, and what follows is weighed where other episodes visit it. Propensities are not needed, unless the ratio
     reads them.
@@ -130,11 +137,12 @@ class DoubleReinforcementLearning(CrossFitted):
     .. [2] Kallus, Uehara (2022). Efficiently breaking the curse of horizon in off-policy evaluation with double reinforcement
        learning. Operations Research 70.
     .. [3] Liu, Li, Tang, Zhou (2018). Breaking the curse of horizon: infinite-horizon off-policy estimation. NeurIPS.
+    .. [4] Newey, Robins (2018). Cross-fitting and fast remainder rates for semiparametric estimation. arXiv:1801.09138.
 
     Examples
     --------
     >>> from ope.policies import TabularPolicy
-    >>> log = LoggedDataset.from_arrays(np.ones((8, 1)), [0, 1] * 4, [1.0, 0.0] * 4, lengths=[1] * 8, ends="terminal")
+    >>> log = LoggedDataset.from_arrays(np.ones((40, 1)), [0, 1] * 20, [1.0, 0.0] * 20, lengths=[1] * 40, ends="terminal")
     >>> estimator = DoubleReinforcementLearning(gamma=1.0, n_folds=2)
     >>> round(estimator.fit(log, TabularPolicy([[0.75, 0.25]])).estimate().value, 9)
     0.75
@@ -160,6 +168,7 @@ class DoubleReinforcementLearning(CrossFitted):
         q: QEstimator | None = None,
         ratio: RatioEstimator | None = None,
         self_normalized: bool = False,
+        separate: bool = True,
         n_folds: int = 5,
         random_state: int = 0,
     ) -> None:
@@ -167,6 +176,7 @@ class DoubleReinforcementLearning(CrossFitted):
         self.q = q
         self.ratio = ratio
         self.self_normalized = self_normalized
+        self.separate = separate
         self.n_folds = n_folds
         self.random_state = random_state
 
@@ -213,33 +223,56 @@ class DoubleReinforcementLearning(CrossFitted):
         return nested
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        predictions = self._cross_fit(data, policy, weight)
-        c = cross_fit_ratio(self._nested_ratio(), data, policy, weight, self._folds(data, weight))
-        delta, n_left_out = self._pseudo_rewards(data, predictions)
         exits = exit_shares(data, self._gamma, self._stationary(data))
+        parts, n_left_out, unfinished = [], 0, 0
         with np.errstate(over="ignore", invalid="ignore"):
-            corrected, psi = self._correct(data, c, delta, exits, weight)
-            v_0 = predictions.v[data.offsets[:-1]]
-            baseline = float(np.mean(weight * v_0))
-            influence = weight * (v_0 - baseline + psi)
+            for predictions, c in self._pairs(data, policy, weight):
+                delta, n_left_out = self._pseudo_rewards(data, predictions)
+                v_0 = predictions.v[data.offsets[:-1]]
+                parts.append(_Part(c, delta, v_0, *self._correct(data, c, delta, exits, weight)))
+                unfinished += predictions.unfinished
+            whole = _Part(*(np.mean(column, axis=0) for column in zip(*parts, strict=True)))
+            value = float(np.mean(weight * whole.v_0) + whole.value)
+            influence = weight * (whole.v_0 - np.mean(weight * whole.v_0) + whole.influence)
             diagnostics = {
-                "correction_share": float(
-                    np.sum((weight * psi) ** 2) / max(np.sum(influence**2), np.finfo(float).tiny)
-                ),
-                **self._diagnose(data, predictions, c, delta, exits, weight),
                 **verdicts.influence_diagnostics(influence),
+                **self._diagnose(data, whole, exits, weight),
+                "unsupported": self._unsupported(data, policy, parts[0].c, weight),
+                "correction_share": variance_share(weight * whole.influence, influence),
                 "left_out_transitions": n_left_out,
             }
-            findings = self._judge(data, policy, baseline + corrected, influence, diagnostics)
+            findings = self._judge(data, policy, value, influence, diagnostics)
         return self._result(
             data,
             name,
-            value=baseline + corrected,
+            value=value,
             influence=influence,
             horizon=None if self._stationary(data) else data.horizon,
             diagnostics=diagnostics,
-            verdict=Verdict.of([*findings, self._judge_models(predictions)]),
+            verdict=Verdict.of([*findings, verdicts.judge_q_fits(unfinished, len(parts) * self.n_folds)]),
         )
+
+    def _pairs(
+        self, data: LoggedDataset, policy: Policy, weight: FloatArray
+    ) -> Iterator[tuple[CrossFittedQ, FloatArray]]:
+        """Yield Q and the ratio of every row: fitted on the same episodes outside its fold, or on either half and the other."""
+        for for_q, for_ratio in self._plans(data, weight):
+            yield (
+                cross_fit_q(self._nested(), data, policy, weight, for_q),
+                cross_fit_ratio(self._nested_ratio(), data, policy, weight, for_ratio),
+            )
+
+    def _plans(self, data: LoggedDataset, weight: FloatArray) -> list[tuple[_Plan, _Plan]]:
+        """Return for each pair of models the episodes of every fold with those that Q and the ratio learn from."""
+        folds = list(self._folds(data, weight))
+        if not self.separate:
+            return [(folds, folds)]
+        owner = type(self).__name__
+        splits = [halves(owner, data, weight, outside, self.random_state) for _, outside in folds]
+        one, other = (
+            [(inside, split[side]) for (inside, _), split in zip(folds, splits, strict=True)] for side in (0, 1)
+        )
+        return [(one, other), (other, one)]
 
     def _correct(
         self, data: LoggedDataset, c: FloatArray, delta: FloatArray, exits: FloatArray, weight: FloatArray
@@ -249,46 +282,61 @@ class DoubleReinforcementLearning(CrossFitted):
         normalized = normalized_correction if self._stationary(data) else normalized_by_step
         return normalized(c, delta, exits, data.offsets, weight)
 
-    def _diagnose(
-        self,
-        data: LoggedDataset,
-        predictions: QPredictions,
-        c: FloatArray,
-        delta: FloatArray,
-        exits: FloatArray,
-        weight: FloatArray,
-    ) -> dict[str, Any]:
+    def _diagnose(self, data: LoggedDataset, whole: _Part, exits: FloatArray, weight: FloatArray) -> dict[str, Any]:
         stationary, time = self._stationary(data), ragged.step_index(data.offsets)
-        sums = RatioSums(1 if stationary else int(data.horizon or 1), float(np.abs(c).max()) or 1.0)
-        sums.add(c, data.rewards, exits, time, data.offsets, weight)
-        q_value = float(np.mean(weight * predictions.v[data.offsets[:-1]]))
-        phi = fit_basis("auto", data).logged(data.states, data.actions)
-        past = history_features(data)
+        sums = RatioSums(1 if stationary else int(data.horizon or 1), float(np.abs(whole.c).max()) or 1.0)
+        sums.add(whole.c, data.rewards, exits, time, data.offsets, weight)
+        q_value = float(np.mean(weight * whole.v_0))
+        phi, past = fit_basis("auto", data).logged(data.states, data.actions), history_features(data)
         return {
             "ess": sums.effective_sample_size,
             "mean_ratio": sums.mass,
             "negative_share": sums.negative_share,
             "q_value": q_value,
             "ratio_value": sums.value,
-            "flow_residual": sums.value - correction(c, delta, data.offsets, weight)[0] - q_value,
-            "specification_p": past_p_value(phi, past, delta, data.offsets, weight, time_indexed=not stationary),
+            "flow_residual": sums.value - correction(whole.c, whole.delta, data.offsets, weight)[0] - q_value,
+            "specification_p": past_p_value(phi, past, whole.delta, data.offsets, weight, time_indexed=not stationary),
             "truncated_share": verdicts.truncated_share(data),
         }
+
+    def _unsupported(self, data: LoggedDataset, policy: Policy, c: FloatArray, weight: FloatArray) -> float:
+        plan = self._plans(data, weight)[0][1]
+        return unsupported_share(data, policy, c, plan, self._gamma, self._stationary(data), weight)
 
     def _judge(
         self, data: LoggedDataset, policy: Policy, value: float, influence: FloatArray, diagnostics: Mapping[str, Any]
     ) -> list[verdicts.Finding]:
         return [
-            verdicts.judge_finite(value, influence),
+            _judge_visits(value)
+            if self.self_normalized and np.isnan(value)
+            else verdicts.judge_finite(value, influence),
             verdicts.judge_range(value, data, self._gamma, self._stationary(data), Level.CAUTION),
             verdicts.judge_ess(diagnostics["ess"], verdicts.THRESHOLDS.linear_ess, "ratios of visits"),
             verdicts.judge_share(diagnostics["largest_share"], verdicts.THRESHOLDS.linear_share),
             verdicts.judge_flow(diagnostics["mean_ratio"]),
             verdicts.judge_negative(diagnostics["negative_share"]),
             verdicts.judge_specification(diagnostics["specification_p"]),
+            verdicts.judge_unsupported(diagnostics["unsupported"]),
             verdicts.judge_propensities(data, orthogonal=True) if self.needs_propensities else None,
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]
+
+
+def _judge_visits(value: float) -> verdicts.Finding:
+    return Level.REFUSE, (
+        f"The value is {value}: the ratios of some step add up to nothing or less, so that they cannot be normalised. Pass self_normalized=False, use fewer "
+        "features, or log more episodes."
+    )
+
+
+class _Part(NamedTuple):
+    """One pair of models on every row, with what the correction comes to; or the means over pairs."""
+
+    c: FloatArray
+    delta: FloatArray
+    v_0: FloatArray
+    value: Any
+    influence: FloatArray
 
 
 def _is_stationary(model: QEstimator | RatioEstimator | None) -> bool:

@@ -15,7 +15,7 @@ from ope.estimate import Estimate
 from ope.estimator import EXACT, STATISTICAL
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
-from ope.estimators._crossfit import CrossFitted, Weighed, temporal_differences, weigh
+from ope.estimators._crossfit import CrossFitted, Weighed, temporal_differences, variance_share, weigh
 from ope.estimators._importance import (
     per_decision_scores,
     unlogged_mass,
@@ -268,7 +268,7 @@ class DoublyRobust(CrossFitted):
             "ess_final": effective_sample_size(final),
             **verdicts.influence_diagnostics(fit.influence),
             "mean_weight": float(fit.weighed.totals.mean_weight[-1]),
-            "correction_share": float(np.sum(fit.correction**2) / max(np.sum(fit.influence**2), np.finfo(float).tiny)),
+            "correction_share": variance_share(fit.correction, fit.influence),
             "pareto_k": pareto_k(final),
             "q_value": float(np.mean(predictions.v[data.offsets[:-1]])),
             "truncated_share": verdicts.truncated_share(data),

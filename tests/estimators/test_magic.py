@@ -178,7 +178,7 @@ def blend_by_hand(case: Case, tables: FloatArray, psi: FloatArray, ess: float) -
         for j in range(m):
             for k in range(m):
                 omega[j, k] += psi[i, j] * psi[i, k] / (n * (n - 1))
-    half = student.ppf(0.95, max(ess - 1.0, 1.0)) * np.sqrt(omega[-1, -1])
+    half = student.ppf(0.95, ess - 1.0) * np.sqrt(omega[-1, -1])
     b = np.array([max(0.0, g[-1] - half - value, value - g[-1] - half) for value in g])
     M = omega + np.array([[x * y for x in b] for y in b])
     best, value = np.inf, np.nan
