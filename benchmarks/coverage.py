@@ -30,8 +30,16 @@ from ope.estimate import Estimate
 from ope.estimator import OffPolicyEstimator
 from ope.estimators import LSTDQ, DoublyRobust, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.estimators._q import QPredictions
-from ope.estimators._verdicts import THRESHOLDS, doubly_robust_findings, importance_findings, linear_findings
+from ope.estimators._verdicts import (
+    THRESHOLDS,
+    doubly_robust_findings,
+    earned_range,
+    importance_findings,
+    linear_findings,
+    standard_error,
+)
 from ope.inference import (
+    AdjustedT,
     Anderson,
     Bootstrap,
     EmpiricalBernstein,
@@ -42,7 +50,7 @@ from ope.inference import (
     hash_identifiers,
     resampling_weights,
 )
-from ope.inference.intervals import ROUNDING, expanded_tail
+from ope.inference.intervals import ROUNDING, effective_freedom, expanded_tail
 from ope.inference.methods import BootstrapKind
 from ope.policies import GaussianPolicy, TabularPolicy
 from ope.policy import Policy
@@ -55,6 +63,8 @@ RESULTS = HERE / "results" / "coverage"
 SIZES = (32, 128, 512)
 LEVELS = (0.90, 0.95)
 N_REPLICATES = 999
+# Logs whose returns say how wide an interval may be; they are simulated again, because results do not keep rewards.
+N_RETURNS = 20
 # Bootstrap intervals are computed for all repetitions at once; those of so many are compared with the library's.
 CHECKED = 20
 STORED = ("values", "diagnostics", "influences")
@@ -122,7 +132,7 @@ ESTIMATORS: dict[str, Callable[[float], OffPolicyEstimator]] = {
     "WDR": lambda gamma: ReusingDoublyRobust(gamma=gamma, weighted=True),
 }
 RANGED = ("hoeffding", "bernstein", "anderson")
-METHODS = ("normal", *get_args(BootstrapKind), *RANGED)
+METHODS = ("normal", "adjusted_t", *get_args(BootstrapKind), *RANGED)
 DIAGNOSTICS = (
     "ess", "largest_share", "influence_ess", "skewness", "mean_weight", "pareto_k", "condition", "specification_p", "features_p",
     "unsupported", "correction_share", "truncated_tail", "run_level",
@@ -151,7 +161,8 @@ def score_range(problem: Problem, policy: Policy, gamma: float) -> tuple[float, 
     ratio = float(np.max(np.asarray(policy.probs) / np.asarray(problem.behavior)))
     assert problem.reward_range is not None
     growth = float(np.sum((gamma * ratio) ** np.arange(problem.horizon) * ratio))
-    bound = growth * float(np.max(np.abs(problem.reward_range)))
+    # psi are kept in single precision, which may put an extreme episode a little outside.
+    bound = growth * float(np.max(np.abs(problem.reward_range))) * (1.0 + 1e-6)
     return -bound, bound
 
 
@@ -166,6 +177,7 @@ class StoredEstimate:
     scores: np.ndarray | None = None
     replicates: np.ndarray | None = None
     known_propensities: bool = True
+    effective_size: float | None = None
 
 
 class DrawnOnce(Bootstrap):
@@ -180,7 +192,7 @@ def methods(bounds: tuple[float, float] | None) -> dict[str, IntervalMethod | No
     """Return the methods under study; None where the problem has no a-priori range."""
     ranged = (None,) * 3 if bounds is None else (Hoeffding(*bounds), EmpiricalBernstein(*bounds), Anderson(*bounds))
     drawn = {kind: DrawnOnce(kind) for kind in get_args(BootstrapKind)}
-    return {"normal": Normal(), **drawn, **dict(zip(RANGED, ranged, strict=True))}
+    return {"normal": Normal(), "adjusted_t": AdjustedT(), **drawn, **dict(zip(RANGED, ranged, strict=True))}
 
 
 def bounds_of(method: IntervalMethod | None, sample: StoredEstimate) -> list[tuple[float, float]]:
@@ -217,13 +229,14 @@ def bca_tail(alpha: float, values: np.ndarray, psi: np.ndarray, ordered: np.ndar
 
 def drawn_ends(values: np.ndarray, psi: np.ndarray, ordered: np.ndarray, kind: str, alpha: float) -> np.ndarray:
     """Return bootstrap intervals of all repetitions from their sorted replicates, shape (R, 2)."""
-    n, ones = psi.shape[1], np.ones(len(values))
+    n = psi.shape[1]
     if kind == "bca":
         tails = (bca_tail(alpha, values, psi, ordered), bca_tail(1.0 - alpha, values, psi, ordered))
     else:
         ratio = (n + 1) / (n - 1) if kind == "bayesian" else 1.0
-        tail = max(expanded_tail(alpha, n, ratio), 1.0 / (N_REPLICATES + 1))
-        tails = (tail * ones, (1.0 - tail) * ones)
+        expanded = [expanded_tail(alpha, effective_freedom(row), ratio) for row in psi]
+        tail = np.maximum(expanded, 1.0 / (N_REPLICATES + 1))
+        tails = (tail, 1.0 - tail)
     low, high = (quantile(ordered, np.nan_to_num(tail)) + 0.0 * tail for tail in tails)
     return np.stack([2.0 * values - high, 2.0 * values - low] if kind == "basic" else [low, high], axis=1)
 
@@ -241,7 +254,8 @@ def estimator_ends(values: np.ndarray, psi: np.ndarray, weights: Weights, chosen
             for i, level in enumerate(LEVELS):
                 ends[sound, m, i] = drawn_ends(values[sound], psi[sound], ordered[own], name, (1.0 - level) / 2.0)
         for k, r in enumerate(sound[:CHECKED] if isinstance(method, DrawnOnce) else sound):
-            scores = psi[r] + values[r] if name in RANGED else None
+            # psi were kept in single precision: their mean is zero only up to it.
+            scores = psi[r] - psi[r].mean() + values[r] if name in RANGED else None
             found = bounds_of(method, StoredEstimate(values[r], psi[r], drawn[own][k], keys, scores))
             if isinstance(method, DrawnOnce):
                 np.testing.assert_allclose(ends[r, m], found, rtol=1e-9, err_msg=name)
@@ -315,17 +329,34 @@ def run_cell(name: str, n: int, repetitions: int) -> str:
 # -------------------------------------------------------------------- report
 
 
-def level_of(estimator: str, diagnostics: np.ndarray, n: int) -> Level:
+def level_of(estimator: str, diagnostics: np.ndarray) -> Level:
     """Recompute the verdict of one estimate from its stored diagnostics."""
     known = dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True))
     if estimator == "LSTDQ":
         findings = linear_findings(known)
     elif estimator in ("DR", "WDR"):
-        findings = doubly_robust_findings(known, n)
+        findings = doubly_robust_findings(known)
     else:
-        findings = importance_findings(known, n, clipped=False)
+        findings = importance_findings(known, clipped=False)
     tail = Level(int(known["run_level"])) if known["truncated_tail"] > 0 else Level.VALID
     return max(Verdict.of(findings).level, tail)
+
+
+LEAST_SIZES = {name: method.least_effective_size for name, method in methods(None).items() if method is not None}
+
+
+def earned_span(name: str, n: int) -> float:
+    """Return the range of what the episodes of a log earn, the least of N_RETURNS logs of a cell."""
+    problem, _, _ = PROBLEMS[name].build()
+    logs = (problem.sample(n, random_state=seed) for seed in range(N_RETURNS))
+    ranges = [earned_range(log, problem.default_gamma, log.horizon is None) for log in logs]
+    return min(high - low for low, high in ranges)
+
+
+def too_wide(influences: np.ndarray, span: float) -> np.ndarray:
+    """Return where an interval is wider than the library lets pass, shape (R,)."""
+    width = 2.0 * 1.96 * np.array([standard_error(psi) for psi in influences])
+    return np.asarray(np.isfinite(width) & (width > THRESHOLDS.width * span))
 
 
 def upper_limit(covered: int, total: int, level: float = 0.99) -> float:
@@ -337,24 +368,29 @@ def cell_rows(name: str, n: int) -> list[dict[str, Any]]:
     """Return a row per estimator and method of a cell."""
     with np.load(cell_path(name, n)) as stored:
         values, diagnostics, truth = stored["values"], stored["diagnostics"].astype(float), float(stored["truth"])
+        span, influences = earned_span(name, n), stored["influences"].astype(float)
     with np.load(ends_path(name, n)) as stored:
         ends = stored["ends"].astype(float)
     rows = []
     for e, estimator in enumerate(ESTIMATORS):
-        levels = np.array([level_of(estimator, row, n) for row in diagnostics[:, e]])
-        valid = levels == Level.VALID
+        wide = too_wide(influences[:, e], span)
+        judged = np.array([level_of(estimator, row) for row in diagnostics[:, e]])
+        judged = np.maximum(judged, np.where(wide, Level.CAUTION, Level.VALID))
+        size = np.full(len(judged), np.inf) if estimator == "LSTDQ" else diagnostics[:, e, DIAGNOSTICS.index("ess")]
         base = {"problem": name, "half": "tuning" if name in TUNING else "reporting", "n": n, "estimator": estimator}
-        share = {
-            "valid": valid.mean(),
-            "caution": (levels == Level.CAUTION).mean(),
-            "refuse": (levels == Level.REFUSE).mean(),
-        }
         error = {"rmse": float(np.sqrt(np.nanmean((values[:, e] - truth) ** 2)))}
         for m, method in enumerate(METHODS):
             low, high = ends[:, e, m, :, 0], ends[:, e, m, :, 1]
             if np.isnan(low).all():
                 continue
             covered = (low <= truth) & (truth <= high)
+            levels = np.maximum(judged, np.where(size < LEAST_SIZES.get(method, 0.0), Level.CAUTION, Level.VALID))
+            valid = levels == Level.VALID
+            share = {
+                "valid": valid.mean(),
+                "caution": (levels == Level.CAUTION).mean(),
+                "refuse": (levels == Level.REFUSE).mean(),
+            }
             row = {
                 **base,
                 "method": method,
@@ -379,13 +415,14 @@ def table() -> pd.DataFrame:
 
 
 GRID: Mapping[str, tuple[float, ...]] = {
-    "ess": (5, 15, 20, 25, 40, 60, 100),
-    "influence_ess": (0, 5, 7, 9, 11, 13, 16, 20),
-    "skewness": (np.inf, 0.4, 0.3, 0.2, 0.15, 0.1),
-    "relative_ess": (0, 0.4, 0.5, 0.6, 0.7),
-    "log_mean_weight": (0.69, 0.3, 0.2, 0.1),
+    "ess": (5, 10, 15, 20, 25, 30, 40, 60, 100, 150, 200),
+    "log_mean_weight": (0.69, 0.5, 0.35, 0.2, 0.16, 0.1),
+    "influence_ess": (0, 5, 10),
+    "skewness": (np.inf, 0.4, 0.2),
+    "relative_ess": (0, 0.1, 0.5),
 }
 AT_MOST = ("skewness", "log_mean_weight")
+DRAWN_OR_T = METHODS[: -len(RANGED)]
 
 
 def tuning_parts() -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
@@ -393,7 +430,11 @@ def tuning_parts() -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
     parts = []
     for name, n in ((name, n) for name in TUNING for n in SIZES if ends_path(name, n).exists()):
         with np.load(cell_path(name, n)) as stored, np.load(ends_path(name, n)) as kept:
-            ends, truth, rows = kept["ends"][:, :, :-3, 1], float(stored["truth"]), stored["diagnostics"].astype(float)
+            ends, truth, rows = (
+                kept["ends"][:, :, : len(DRAWN_OR_T), 1],
+                float(stored["truth"]),
+                stored["diagnostics"].astype(float),
+            )
         for e, estimator in enumerate(ESTIMATORS):
             if estimator == "LSTDQ":
                 continue
@@ -406,28 +447,31 @@ def tuning_parts() -> list[tuple[dict[str, np.ndarray], np.ndarray]]:
 
 def score_rule(
     parts: list[tuple[dict[str, np.ndarray], np.ndarray]], rule: Mapping[str, float]
-) -> tuple[int, int, int]:
-    """Return how many cells fail among VALID logs, how many cover .94-.97, and in how many of these 60 % are VALID."""
-    failing = true = met = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return, by method, in how many cells VALID logs cover too little, and the VALID share of the logs of cells that cover, (M,)."""
+    failing, shares = np.zeros(len(DRAWN_OR_T), dtype=int), [[] for _ in DRAWN_OR_T]  # type: tuple[np.ndarray, list[list[float]]]
     for known, covered in parts:
         checks = [known[key] <= limit if key in AT_MOST else known[key] >= limit for key, limit in rule.items()]
         valid = np.logical_and.reduce(checks)
-        for column in covered.T:
-            failing += bool(valid.sum() >= 200 and upper_limit(int(column[valid].sum()), int(valid.sum())) < 0.93)
-            covers = 0.94 <= column.mean() <= 0.97
-            true, met = true + covers, met + (covers and valid.mean() >= 0.6)
-    return failing, true, met
+        for m, column in enumerate(covered.T):
+            failing[m] += valid.sum() >= 200 and upper_limit(int(column[valid].sum()), int(valid.sum())) < 0.93
+            if 0.94 <= column.mean() <= 0.97:
+                shares[m].append(float(valid.mean()))
+    return failing, np.array([np.mean(share) if share else np.nan for share in shares])
 
 
 def search() -> None:
-    """Print the rules that fail nowhere on the tuning half and call most covering cells VALID."""
+    """Print, for each method, the rules that fail nowhere on the tuning half and call most logs of covering cells VALID."""
     parts = tuning_parts()
     rules = [dict(zip(GRID, limits, strict=True)) for limits in product(*GRID.values())]
     scores = [score_rule(parts, rule) for rule in rules]
-    sound = [(met, true, rule) for (failing, true, met), rule in zip(scores, rules, strict=True) if not failing]
-    print(f"{len(rules)} rules, {len(sound)} of them fail nowhere")
-    for met, true, rule in sorted(sound, key=lambda entry: -entry[0])[:5]:
-        print(f"{met} of {true}: {rule}")
+    for m, method in enumerate(DRAWN_OR_T):
+        sound = [
+            (float(shares[m]), rule) for (failing, shares), rule in zip(scores, rules, strict=True) if not failing[m]
+        ]
+        print(f"{method}: {len(sound)} of {len(rules)} rules fail nowhere")
+        for share, rule in sorted(sound, key=lambda entry: -entry[0])[:5]:
+            print(f"  {share:.3f} {rule}")
 
 
 def main() -> None:
@@ -468,21 +512,31 @@ INTRODUCTION = """# Coverage of intervals and verdicts
 Written by `python benchmarks/coverage.py report` from `benchmarks/results/coverage.csv`; `python benchmarks/coverage.py run` simulates
 it again. Nominal level 95 % (the CSV has 90 % too). A cell is an estimator, an interval method, a problem and a number of episodes.
 
-Three questions: do the intervals of estimates called VALID cover? Are estimates called VALID where their interval covers? Is a bad
-interval flagged? Thresholds were chosen by what they do on the tuning problems. A trial
-run of 150 repetitions had shown both halves before, so the reporting half is held out from the choice, not unseen.
+Three questions: do intervals called VALID cover? Are logs called VALID where the interval truly covers .94-.97? Is a bad interval flagged?
+Thresholds were chosen by what they do on the tuning problems. The reporting problems are held out from the choice, not unseen: earlier
+versions of this study had shown both halves.
 
-Where an interval covers and the estimate is still not VALID, a few episodes carry it: the errors of heavy-tailed weights happen to fall on
-both sides there, which makes a t interval cover at an effective sample of 5 as well as at 500. The next problem with the same diagnostics
-(ModelFail, n = 32) has its whole value in an event that the log has hardly seen, and covers .36. No diagnostic of a single log was found that
-tells the two apart (the largest share and the skewness of psi were tried: conditioning on small values of them picks the logs that missed
-the rare event, and lowers the coverage), so these logs stay at CAUTION or REFUSE. `python benchmarks/coverage.py search` tries the 6,720
-rules that combine limits of five diagnostics (`ess`, `influence_ess`, `skewness`, relative `ess`, `mean_weight`) for weighted estimators on
-the tuning half. Of those under which no cell of VALID logs covers too little, the best call 60 % of the logs VALID in 113 of the 140
-covering cells; so do the rules in force.
+What the answers rest on:
 
-A threshold within the spread of a diagnostic over the logs of one cell selects too: with `ess_caution` = 100, 150 or 170, two to five cells of
-the tuning half (trajectory weights, RiverSwim H = 20, n = 512) fell below .93 among the logs that passed; hence 200."""
+- **The interval.** Where few episodes carry the variance, the t interval with n - 1 degrees of freedom is too short: the variance is known
+  only as well as its own kurtosis lets it, and the estimate is skewed. The default, `adjusted_t`, has Satterthwaite's degrees of freedom and is
+  longer on the heavy side (Johnson's second-order term); percentile and Bayesian bootstraps use the same degrees of freedom in their
+  expanded tails. The plain t interval fails among VALID logs up to an effective sample of 200.
+- **The verdict belongs to the interval.** `adjusted_t` keeps the verdict of the estimate; the percentile and Bayesian bootstraps are
+  CAUTION below an effective sample of 100, `normal`, `basic` and `bca` below 200 (`least_effective_size`).
+- **The mean weight.** Its expectation is 1; below .85 or above 1.17 the estimate is CAUTION, below .5 REFUSE. It finds the logs that have
+  not seen what the candidate would mostly do, which no diagnostic of the episodes at hand can.
+- **A threshold within the spread of a diagnostic over the logs of one cell selects**, and may select the bad logs: a limit of .5 for the largest
+  share of sum psi^2 in one episode (in force until then) made two cells of VALID logs fail that do not fail without it, because the logs that
+  missed a rare event have small shares. It was dropped. `python benchmarks/coverage.py search` tries 1,782 combinations of limits of `ess`, `mean_weight`,
+  `influence_ess`, `skewness` and relative `ess` on weighted estimators of the tuning half: for `adjusted_t` the rules in force are within .03 of the best
+  that fail nowhere (.72 of the logs of covering cells VALID, at an effective sample of 15; 20 was taken for some margin).
+- **What remains**: an interval that covers by luck, because heavy-tailed errors happen to fall on both sides, is not VALID; ModelFail with
+  n = 32 has the same diagnostics, its whole value in an event that the log has hardly seen, and covers .36.
+
+An interval wider than the range of what the logged episodes earned (`width`) is no error: it may cover, and says nothing. Its limit was not
+tuned: at 1, it says what it says, and of the 195,211 estimates of this study that were VALID without it, it takes VALID from none (the widest
+of them has .87 of that range: trajectory weights, RiverSwim H = 20, n = 128)."""
 
 
 def repetition_line(rows: pd.DataFrame) -> str:
@@ -500,38 +554,36 @@ def threshold_section() -> str:
 
 def half_section(rows: pd.DataFrame, half: str) -> str:
     """Return the answers to the three questions for one half of the problems."""
-    part = rows[(rows["half"] == half) & ~rows["method"].isin(["hoeffding", "bernstein", "anderson"])]
-    judged = part[part["n valid"] >= 200]
-    failing = judged[judged["upper 99"] < 0.93]
-    true = part[part["coverage 95"].between(0.94, 0.97)]
-    missed = true[true["valid"] < 0.6]
+    part = rows[(rows["half"] == half) & ~rows["method"].isin(RANGED)]
+    failing = part[(part["n valid"] >= 200) & (part["upper 99"] < 0.93)]
     bad = part[part["coverage 95"] < 0.85]
+    default = part[part["method"] == "adjusted_t"]
     lines = [
         f"## The {half} problems: {', '.join(part['problem'].unique())}",
         "",
-        f"- **VALID intervals cover**: {len(judged)} cells have 200 or more VALID logs; in {len(failing)} of them the 99 % upper limit of "
-        "the coverage among VALID logs is below .93.",
-        f"- **What covers is called VALID**: the interval truly covers .94-.97 in {len(true)} cells; in {len(true) - len(missed)} of them at least "
-        "60 % of the logs are VALID.",
-        f"- **What fails is flagged**: the interval covers less than .85 in {len(bad)} cells; the largest share of VALID logs in one of "
-        f"them is {bad['valid'].max():.1%}.",
+        *method_table(part),
+        "",
+        f"The interval covers less than .85 in {len(bad)} cells; the largest share of VALID logs in one of them is {bad['valid'].max():.1%}.",
     ]
     if len(failing):
-        lines += [
-            "",
-            "VALID, but covering too little:",
-            "",
-            markdown(failing, ["coverage 95", "valid", "coverage 95 if valid", "upper 99"]),
-        ]
-    if len(missed):
-        lines += ["", "Covering, but less than 60 % VALID:", "", markdown(missed, ["coverage 95", "valid"])]
-    lines += [
-        "",
-        "All cells, normal interval:",
-        "",
-        markdown(part[part["method"] == "normal"], ["coverage 95", "valid", "caution", "refuse", "rmse"]),
+        columns = ["coverage 95", "valid", "coverage 95 if valid", "upper 99"]
+        lines += ["", "VALID, but covering too little:", "", markdown(failing, columns)]
+    columns = ["coverage 95", "valid", "coverage 95 if valid", "caution", "refuse", "rmse"]
+    return "\n".join([*lines, "", "All cells, default interval:", "", markdown(default, columns)])
+
+
+def method_table(part: pd.DataFrame) -> list[str]:
+    """Return the lines of a table with the first two questions by interval method."""
+    lines = [
+        "| interval | cells of 200 or more VALID logs | of them cover too little (99 % upper limit below .93) | cells that truly cover .94-.97 | share of "
+        "their logs VALID | of them 60 % VALID or more |",
+        "|---|---|---|---|---|---|",
     ]
-    return "\n".join(lines)
+    for method, cells in part.groupby("method", sort=False):
+        judged, true = cells[cells["n valid"] >= 200], cells[cells["coverage 95"].between(0.94, 0.97)]
+        failing, called = (judged["upper 99"] < 0.93).sum(), (true["valid"] >= 0.6).sum()
+        lines.append(f"| {method} | {len(judged)} | {failing} | {len(true)} | {true['valid'].mean():.1%} | {called} |")
+    return lines
 
 
 def wide_section(rows: pd.DataFrame) -> str:

@@ -290,15 +290,16 @@ def weight_diagnostics(data: LoggedDataset, fit: ImportanceFit) -> dict[str, Any
 
 
 def weight_findings(
-    data: LoggedDataset, policy: Policy, fit: ImportanceFit, diagnostics: dict[str, Any], *, clipped: bool
+    data: LoggedDataset, policy: Policy, fit: ImportanceFit, gamma: float, diagnostics: dict[str, Any], *, clipped: bool
 ) -> list[verdicts.Finding]:
-    """Judge value, propensities, unlogged actions and weights of a fit; adds the unlogged mass to the diagnostics."""
+    """Judge value, width, propensities, unlogged actions and weights; adds the unlogged mass to the diagnostics."""
     mass, labels = unlogged_mass(data, policy)
     diagnostics["unlogged_mass"] = mass
     finite = verdicts.judge_finite(fit.value, fit.influence)
     findings = [finite, verdicts.judge_propensities(data, orthogonal=False), verdicts.judge_unlogged(mass, labels)]
     if finite is None:  # without a value there is no spread to judge
-        findings.extend(verdicts.importance_findings(diagnostics, data.n_episodes, clipped=clipped))
+        findings.extend(verdicts.importance_findings(diagnostics, clipped=clipped))
+        findings.append(verdicts.judge_width(fit.influence, data, gamma, data.horizon is None))
     return findings
 
 

@@ -211,6 +211,7 @@ def diagnose(
     findings = [
         verdicts.judge_finite(solution.value, stats.influence),
         verdicts.judge_range(solution.value, data, gamma, stationary, Level.REFUSE),
+        verdicts.judge_width(stats.influence, data, gamma, stationary),
         *verdicts.linear_findings(diagnostics),
     ]
     if ridge:

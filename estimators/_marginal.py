@@ -351,6 +351,7 @@ class LinearRatioEstimator(RatioEstimator):
         return diagnostics, [
             verdicts.judge_finite(values[0], stats.influence),
             verdicts.judge_range(values[0], data, self._gamma, self.stationary or data.horizon is None, Level.REFUSE),
+            verdicts.judge_width(stats.influence, data, self._gamma, self.stationary or data.horizon is None),
             *verdicts.linear_findings(diagnostics),
             verdicts.judge_mean_ratio(diagnostics["mean_ratio"]),
             verdicts.judge_negative(diagnostics["negative_share"]),

@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.diagnostics import influence_sample_size, largest_share, skewness_ratio
 from ope.inference.lepski import LepskiChoice
+from ope.policy import continuing_ends
 from ope.schema import End
 from ope.validation import FloatArray
 from ope.verdict import Level
@@ -30,14 +32,16 @@ class Thresholds:
     ----------
     ess_caution, ess_refuse : float
         Effective number of episodes of importance weights.
-    ess_small, relative_ess : float
-        A smaller effective number is enough where it is a large part of the episodes: the weights are then almost equal.
     linear_ess : float
         Effective number of episodes of a linear method's ratios of visits.
-    share_caution, linear_share : float
-        Largest share of sum psi^2 in one episode, of weighted and of linear methods.
-    mean_weight_low, mean_weight_high : float
-        Mean importance weight, whose expectation is 1.
+    leverage : float
+        Largest leverage of one episode on a regression over episodes.
+    linear_share : float
+        Largest share of sum psi^2 in one episode, of linear methods.
+    mean_weight_refuse, mean_weight_low, mean_weight_high : float
+        Mean importance weight, whose expectation is 1: below the first the value is refused, outside the others noticed.
+    mean_ratio_low, mean_ratio_high : float
+        Visits that fitted ratios add up to, for every episode that starts.
     tail_harmless, tail_caution : float
         Bound of the truncated tail in standard errors.
     condition, singular : float
@@ -50,17 +54,20 @@ class Thresholds:
         Distance from 1 of the visits that fitted ratios add up to.
     negative : float
         Share of fitted ratios of visits that is negative.
+    width : float
+        Width of the 95 % interval as a share of the range of what logged episodes earned.
     """
 
-    ess_caution: float = 200.0
+    ess_caution: float = 20.0
     ess_refuse: float = 5.0
-    ess_small: float = 25.0
-    relative_ess: float = 0.8
     linear_ess: float = 25.0
-    share_caution: float = 0.5
+    leverage: float = 0.5
     linear_share: float = 0.3
-    mean_weight_low: float = 0.5
-    mean_weight_high: float = 2.0
+    mean_weight_refuse: float = 0.5
+    mean_weight_low: float = 0.85
+    mean_weight_high: float = 1.17
+    mean_ratio_low: float = 0.5
+    mean_ratio_high: float = 2.0
     tail_harmless: float = 0.1
     tail_caution: float = 1.0
     condition: float = 1e10
@@ -70,6 +77,7 @@ class Thresholds:
     unsupported_refuse: float = 0.05
     ratio_mass: float = 0.1
     negative: float = 0.1
+    width: float = 1.0
 
 
 THRESHOLDS = Thresholds()
@@ -111,15 +119,20 @@ def judge_clipping(bias: float, std_error: float) -> Finding:
     )
 
 
-def judge_share(share: float, limit: float) -> Finding:
-    """Judge the largest share of the variance in one episode; 0 stands for no variance at all."""
-    if share == 0.0:
-        return Level.CAUTION, (
-            "All episodes say exactly the same, so the standard error is 0: the log holds no variation to learn the error from. Use a range-based bound, or "
-            "log more episodes."
-        )
-    if share <= limit:
+def judge_variation(share: float) -> Finding:
+    """Judge whether there is any variance: a largest share of 0 stands for none."""
+    if share > 0.0:
         return None
+    return Level.CAUTION, (
+        "All episodes say exactly the same, so the standard error is 0: the log holds no variation to learn the error from. Use a range-based bound, or "
+        "log more episodes."
+    )
+
+
+def judge_share(share: float, limit: float) -> Finding:
+    """Judge the largest share of the variance in one episode."""
+    if share == 0.0 or share <= limit:
+        return judge_variation(share)
     return Level.CAUTION, (
         f"One episode carries {share:.0%} of the estimated variance: another such episode would move the value by about a standard error, so the "
         "interval cannot be trusted. Inspect that episode; use a range-based bound, or log more episodes."
@@ -128,10 +141,15 @@ def judge_share(share: float, limit: float) -> Finding:
 
 def judge_mean_weight(mean_weight: float) -> Finding:
     """Judge the mean importance weight, whose expectation is 1 when propensities are right."""
-    if mean_weight < THRESHOLDS.mean_weight_low:
+    if mean_weight < THRESHOLDS.mean_weight_refuse:
         return Level.REFUSE, (
             f"The mean importance weight is {mean_weight:.2g} where 1 is expected: the episodes that the candidate would mostly produce are not in the "
             "log, so the value leaves them out. Log more episodes, or use a candidate closer to the logged policy."
+        )
+    if mean_weight < THRESHOLDS.mean_weight_low:
+        return Level.CAUTION, (
+            f"The mean importance weight is {mean_weight:.2g} where 1 is expected: some episodes that the candidate would produce are hardly in the log, and "
+            "the interval may not reach what they would add. Log more episodes, or use a candidate closer to the logged policy."
         )
     if mean_weight > THRESHOLDS.mean_weight_high:
         return Level.CAUTION, (
@@ -253,26 +271,18 @@ def judge_unsupported(share: float) -> Finding:
     )
 
 
-def _weights_findings(diagnostics: Mapping[str, Any], n_episodes: int) -> list[Finding]:
-    almost_equal = diagnostics["ess"] >= THRESHOLDS.relative_ess * n_episodes
-    enough = THRESHOLDS.ess_small if almost_equal else THRESHOLDS.ess_caution
-    return [
-        judge_ess(diagnostics["ess"], enough, "importance weights"),
-        judge_share(diagnostics["largest_share"], THRESHOLDS.share_caution),
-    ]
-
-
-def importance_findings(diagnostics: Mapping[str, Any], n_episodes: int, *, clipped: bool) -> list[Finding]:
+def importance_findings(diagnostics: Mapping[str, Any], *, clipped: bool) -> list[Finding]:
     """Judge importance sampling from its diagnostics."""
     return [
-        *_weights_findings(diagnostics, n_episodes),
+        judge_ess(diagnostics["ess"], THRESHOLDS.ess_caution, "importance weights"),
+        judge_variation(diagnostics["largest_share"]),
         None if clipped else judge_mean_weight(diagnostics["mean_weight"]),
     ]
 
 
-def doubly_robust_findings(diagnostics: Mapping[str, Any], n_episodes: int) -> list[Finding]:
+def doubly_robust_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
     """Judge a doubly robust estimate from its diagnostics."""
-    return [*_weights_findings(diagnostics, n_episodes), judge_mean_weight(diagnostics["mean_weight"])]
+    return importance_findings(diagnostics, clipped=False)
 
 
 def linear_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
@@ -349,7 +359,7 @@ def judge_unseen_bias(choice: LepskiChoice, chosen: str) -> Finding:
 
 def judge_leverage(leverage: float) -> Finding:
     """Judge the largest leverage of one episode on a regression over episodes."""
-    if leverage <= THRESHOLDS.share_caution:
+    if leverage <= THRESHOLDS.leverage:
         return None
     return Level.CAUTION, (
         f"One episode has a leverage of {leverage:.0%} on the regression: the adjustment follows it, so its own error cannot show and the interval is too "
@@ -411,7 +421,7 @@ def judge_mean_ratio(mean_ratio: float) -> Finding:
     """Judge the visits that fitted ratios add up to, 1 for every episode that starts."""
     if abs(mean_ratio - 1.0) <= THRESHOLDS.ratio_mass:
         return None
-    inside = THRESHOLDS.mean_weight_low <= mean_ratio <= THRESHOLDS.mean_weight_high
+    inside = THRESHOLDS.mean_ratio_low <= mean_ratio <= THRESHOLDS.mean_ratio_high
     return Level.CAUTION if inside else Level.REFUSE, (
         f"The ratios carry {mean_ratio:.3g} of the candidate's visits where 1 is expected, and the value is off by about that factor: a ridge shrinks them, "
         "visits leave the log, the features hold no constant, or action ratios are too noisy. Lower ridge=, add a constant feature, or use self-normalised ratios."
@@ -503,7 +513,7 @@ def judge_coin(n_episodes: int, converged: bool) -> Finding:
 
 def judge_flow(mean_ratio: float) -> Finding:
     """Judge the visits that cross-fitted ratios add up to, 1 for every episode that starts, where they correct a Q model."""
-    if THRESHOLDS.mean_weight_low <= mean_ratio <= THRESHOLDS.mean_weight_high:
+    if THRESHOLDS.mean_ratio_low <= mean_ratio <= THRESHOLDS.mean_ratio_high:
         return None
     return Level.CAUTION, (
         f"The cross-fitted ratios carry {mean_ratio:.3g} of the candidate's visits where 1 is expected: they correct the Q model by about that factor, and the "
@@ -518,4 +528,39 @@ def judge_q_fits(n_unfinished: int, n_folds: int) -> Finding:
     return Level.CAUTION, (
         f"The Q model did not converge in {n_unfinished} of {n_folds} folds: nothing but the weights corrects it, and the interval may be wide for no other "
         "reason. Give it more iterations, or use q=LSTDQ()."
+    )
+
+
+def earned_range(data: LoggedDataset, gamma: float, stationary: bool) -> tuple[float, float]:
+    """Return the least and the most that logged episodes earned, 0 included; truncated ones are carried on at their own rate.
+
+    Examples
+    --------
+    >>> log = LoggedDataset.from_arrays(
+    ...     np.ones((3, 1)), [0, 1, 0], [1.0, 2.0, 4.0], lengths=[1, 2], ends=["truncated", "terminal"], final_states=np.ones((2, 1))
+    ... )
+    >>> earned_range(log, 0.5, True)
+    (0.0, 4.0)
+    """
+    starts, horizon = data.offsets[:-1], np.inf if stationary or data.horizon is None else float(data.horizon)
+    powers = gamma ** ragged.step_index(data.offsets)
+    earned = np.add.reduceat(powers * data.rewards, starts)
+    goes_on = continuing_ends(data, stationary) & (earned != 0.0)
+    whole = (1.0 - gamma**horizon) / (1.0 - gamma) if gamma < 1.0 else horizon
+    earned[goes_on] *= whole / np.add.reduceat(powers, starts)[goes_on]
+    return min(float(earned.min()), 0.0), max(float(earned.max()), 0.0)
+
+
+def judge_width(
+    influence: FloatArray, data: LoggedDataset, gamma: float, stationary: bool, widening: float = 0.0
+) -> Finding:
+    """Judge whether the interval is narrower than what logged episodes differ by: if not, it is honest but says nothing."""
+    width = 2.0 * (1.96 * standard_error(influence) + widening)
+    low, high = earned_range(data, gamma, stationary)
+    if not np.isfinite(width) or width <= THRESHOLDS.width * (high - low):
+        return None
+    return Level.CAUTION, (
+        f"The 95 % interval is {width:.3g} wide, more than lies between the worst and the best logged episode ({low:.3g} to {high:.3g}, 0 included): it may well hold "
+        "the true value, but it cannot tell a candidate better than every logged episode from one worse than all, and the number in its middle means little. "
+        "Do not decide by it: log more episodes, use fewer features, or a candidate closer to the log."
     )

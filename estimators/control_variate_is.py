@@ -231,7 +231,7 @@ class ControlVariateIS(OffPolicyEstimator):
             plain = importance_fit(blocks, form, weight)
             fit, said = self._adjust(blocks, plain, weight)
             diagnostics = weight_diagnostics(data, fit)
-            findings = weight_findings(data, policy, fit, diagnostics, clipped=False)
+            findings = weight_findings(data, policy, fit, self._gamma, diagnostics, clipped=False)
             diagnostics |= said
             tail, widening = tail_finding(data, fit, form, weight, diagnostics)
         return self._result(
@@ -240,6 +240,7 @@ class ControlVariateIS(OffPolicyEstimator):
             value=fit.value,
             influence=fit.influence,
             widening=widening,
+            effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of([*findings, verdicts.judge_leverage(said["leverage"]), tail]),
         )

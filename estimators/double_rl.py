@@ -311,6 +311,7 @@ class DoubleReinforcementLearning(CrossFitted):
             if self.self_normalized and np.isnan(value)
             else verdicts.judge_finite(value, influence),
             verdicts.judge_range(value, data, self._gamma, self._stationary(data), Level.CAUTION),
+            verdicts.judge_width(influence, data, self._gamma, self._stationary(data)),
             verdicts.judge_ess(diagnostics["ess"], verdicts.THRESHOLDS.linear_ess, "ratios of visits"),
             verdicts.judge_share(diagnostics["largest_share"], verdicts.THRESHOLDS.linear_share),
             verdicts.judge_flow(diagnostics["mean_ratio"]),

@@ -217,6 +217,7 @@ class DoublyRobust(CrossFitted):
             influence=fit.influence,
             scores=fit.scores,
             horizon=None if self._stationary(data) else data.horizon,
+            effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of(findings),
         )
@@ -277,7 +278,8 @@ class DoublyRobust(CrossFitted):
         return diagnostics, [
             verdicts.judge_finite(fit.value, fit.influence),
             verdicts.judge_range(fit.value, data, self._gamma, self._stationary(data), Level.CAUTION),
-            *verdicts.doubly_robust_findings(diagnostics, data.n_episodes),
+            verdicts.judge_width(fit.influence, data, self._gamma, self._stationary(data)),
+            *verdicts.doubly_robust_findings(diagnostics),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]

@@ -45,6 +45,7 @@ class Clipping:
 
     diagnostics: dict[str, Any] = field(default_factory=dict)
     findings: list[verdicts.Finding] = field(default_factory=list)
+    applied: bool = False
 
 
 class ImportanceSampling(OffPolicyEstimator):
@@ -125,7 +126,8 @@ class ImportanceSampling(OffPolicyEstimator):
             else:
                 fit, clipping = self._clipped(list(blocks), form, weight)
             diagnostics = weight_diagnostics(data, fit)
-            findings = weight_findings(data, policy, fit, diagnostics, clipped=self.clip is not None)
+            findings = weight_findings(data, policy, fit, self._gamma, diagnostics, clipped=clipping.applied)
+            trajectory = np.exp(fit.final_log_w) if fit.scores is not None and not self.per_decision else None
             diagnostics |= clipping.diagnostics
             tail, widening = tail_finding(data, fit, form, weight, diagnostics)
         return self._result(
@@ -134,7 +136,9 @@ class ImportanceSampling(OffPolicyEstimator):
             value=fit.value,
             influence=fit.influence,
             scores=fit.scores,
+            weights=trajectory,
             widening=widening,
+            effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of([*findings, *clipping.findings, tail]),
         )
@@ -153,7 +157,7 @@ class ImportanceSampling(OffPolicyEstimator):
             diagnostics |= {"clip": clip, "choice": choice.reason([f"clip={value:g}" for value in clips])}
             judges = (verdicts.judge_choice, verdicts.judge_unseen_bias)
             findings.extend(judge(choice, f"clip={clip:g}") for judge in judges)
-        return replace(fit, scores=None), Clipping(diagnostics, findings)
+        return replace(fit, scores=None), Clipping(diagnostics, findings, applied=bool(np.isfinite(clip)))
 
 
 class TrajectoryIS(ImportanceSampling):

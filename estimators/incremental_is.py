@@ -218,7 +218,8 @@ class IncrementalIS(OffPolicyEstimator):
             option, chosen, findings = self._choose(log)
             fit, unbiased = log.fit(option), log.fit(Option())
             diagnostics = weight_diagnostics(data, fit)
-            findings += weight_findings(data, policy, fit, diagnostics, clipped=bool(np.isfinite(option.clip)))
+            clipped = bool(np.isfinite(option.clip))
+            findings += weight_findings(data, policy, fit, self._gamma, diagnostics, clipped=clipped)
             diagnostics |= chosen
             findings.append(_judge_bias(option, fit, unbiased, diagnostics))
             tail, widening = tail_finding(data, fit, form, weight, diagnostics)
@@ -229,6 +230,7 @@ class IncrementalIS(OffPolicyEstimator):
             influence=fit.influence,
             scores=fit.scores if option == Option() else None,
             widening=widening,
+            effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of([*findings, tail]),
         )

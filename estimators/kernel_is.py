@@ -33,6 +33,7 @@ from ope.verdict import Verdict
 LOG_SQRT_2PI = 0.5 * np.log(2.0 * np.pi)
 # From the bandwidth to the next one of double variance: the step in which the bias doubles.
 STEP = np.sqrt(2.0)
+ENOUGH = 25.0
 # Beyond this share of the behaviour's spread, Gaussian weights at the next bandwidth soon have an infinite variance.
 WIDEST = 0.75
 LEPSKI_SHARES = tuple(2.0 ** (-k / 2.0) for k in range(6, -1, -1))
@@ -271,7 +272,7 @@ class KernelIS(OffPolicyEstimator):
         with np.errstate(over="ignore", invalid="ignore"):
             smoothed, said, findings = self._choose(data, blocks, form, weight)
             diagnostics = weight_diagnostics(data, smoothed.fit)
-            findings += weight_findings(data, policy, smoothed.fit, diagnostics, clipped=False)
+            findings += weight_findings(data, policy, smoothed.fit, self._gamma, diagnostics, clipped=False)
             diagnostics |= said
             finding, bias_widening = self._judge_bias(smoothed, diagnostics)
             tail, tail_widening = tail_finding(data, smoothed.fit, form, weight, diagnostics)
@@ -281,6 +282,7 @@ class KernelIS(OffPolicyEstimator):
             value=smoothed.fit.value,
             influence=smoothed.fit.influence,
             widening=bias_widening + tail_widening,
+            effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of([*findings, finding, tail]),
         )
@@ -295,7 +297,7 @@ class KernelIS(OffPolicyEstimator):
         if len(tried) == 1:
             return tried[0], {"bandwidth": _shown(options[0])}, []
         # Narrow kernels are only there to contradict wider ones: those that cannot must not.
-        choice = choose([smoothed.fit for smoothed in tried], enough=verdicts.THRESHOLDS.ess_small)
+        choice = choose([smoothed.fit for smoothed in tried], enough=ENOUGH)
         names = [f"bandwidth={_shown(bandwidth)}" for bandwidth in options]
         said = {"bandwidth": _shown(options[choice.index]), "choice": choice.reason(names)}
         return tried[choice.index], said, [verdicts.judge_balance(choice, names[choice.index])]

@@ -146,6 +146,7 @@ class MAGIC(CrossFitted):
             name,
             value=float(fit.x @ whole.values),
             horizon=None if self._stationary(data) else data.horizon,
+            effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of([*findings, self._judge_models(predictions)]),
             **drawn,
@@ -221,7 +222,7 @@ class MAGIC(CrossFitted):
         return diagnostics, [
             verdicts.judge_finite(value, None),
             verdicts.judge_range(value, data, self._gamma, self._stationary(data), Level.CAUTION),
-            *verdicts.doubly_robust_findings(diagnostics, data.n_episodes),
+            *verdicts.doubly_robust_findings(diagnostics),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
             _judge_blend(self.n_bootstrap),

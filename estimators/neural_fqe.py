@@ -85,7 +85,7 @@ class NeuralFittedQEvaluation(QEstimator):
     .. [1] Kallus, Uehara (2020). Double reinforcement learning for efficient off-policy evaluation in Markov decision
        processes. JMLR 21.
     .. [2] Hao, Ji, Duan, Lu, Szepesvari, Wang (2021). Bootstrapping fitted Q-evaluation. ICML.
-    .. [3] Yue, Lu, Ye, et al. (2023). Understanding, predicting and better resolving Q-value divergence in offline-RL.
+    .. [3] Yue, Lu, Kang, Song, Huang (2023). Understanding, predicting and better resolving Q-value divergence in offline-RL.
        NeurIPS.
 
     Examples
@@ -250,10 +250,11 @@ class NeuralFittedQEvaluation(QEstimator):
         diagnostics = judge.diagnose(fit, psi, weight)
         diagnostics["overlap"] = self._overlap(data, policy, weight)
         mass, labels = unlogged_mass(data, policy)
-        stationary = self._is_stationary(data)
+        stationary, widening = self._is_stationary(data), judge.WIDENING * diagnostics["member_error"]
         findings = [
             verdicts.judge_finite(fit.value, psi),
             verdicts.judge_range(fit.value, data, self._gamma, stationary, Level.REFUSE),
+            verdicts.judge_width(psi, data, self._gamma, stationary, widening),
             *judge.findings(diagnostics, verdicts.standard_error(psi)),
             verdicts.judge_unlogged(mass, labels),
         ]
@@ -263,7 +264,7 @@ class NeuralFittedQEvaluation(QEstimator):
             name,
             value=fit.value,
             influence=psi,
-            widening=judge.WIDENING * diagnostics["member_error"],
+            widening=widening,
             replicates=None if fit.replicates is None else fit.value + fit.replicates,
             resample_id=None if fit.replicates is None else resample_id,
             horizon=None if stationary else data.horizon,

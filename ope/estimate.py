@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ope.display import Markup, badge, between, bullets, escape, facts_table, html_table, number, tag
 from ope.inference.intervals import std_error as _std_error
 from ope.inference.methods import IntervalMethod, IntervalNotAvailable, resolve_method
 from ope.validation import FloatArray
@@ -18,6 +18,8 @@ from ope.verdict import Level, Verdict
 if TYPE_CHECKING:
     import pandas as pd
 
+    from ope.comparison import Comparison
+
 __all__ = ["Estimate", "Estimates", "Interval", "Level", "Verdict"]
 
 
@@ -25,7 +27,7 @@ __all__ = ["Estimate", "Estimates", "Interval", "Level", "Verdict"]
 class Interval:
     """An interval, with the verdict that it must not be shown without.
 
-    Unpacks to two numbers.
+    Unpacks to two numbers. `assumptions` is what the method needs for its level, `reason` why ``method="auto"`` chose it.
 
     Examples
     --------
@@ -39,6 +41,8 @@ class Interval:
     level: float
     method: str
     verdict: Verdict
+    assumptions: str = ""
+    reason: str = ""
 
     def __iter__(self) -> Iterator[float]:
         yield self.low
@@ -67,11 +71,15 @@ class Estimate:
         Centred influence of each episode: Var(value) = sum psi^2 / n^2.
     scores : ndarray of shape (n_episodes,) or None
         Terms whose mean is the value, where the estimator is a mean.
+    weights : ndarray of shape (n_episodes,) or None
+        Importance weights of whole episodes, of expectation 1, where each of the `scores` is such a weight times the return.
     replicates : ndarray of shape (B,) or None
         Values on resampled episodes.
     resample_id : str or None
         Replicates with equal ones used the same resamples.
     known_propensities : bool
+    effective_size : float or None
+        Effective number of episodes of the importance weights, where the value rests on any.
     widening : float
         A bound of a bias that intervals add on both sides.
     diagnostics : mapping
@@ -101,9 +109,11 @@ class Estimate:
     policy: str
     influence: FloatArray | None = None
     scores: FloatArray | None = None
+    weights: FloatArray | None = None
     replicates: FloatArray | None = None
     resample_id: str | None = None
     known_propensities: bool = False
+    effective_size: float | None = None
     widening: float = 0.0
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
@@ -131,8 +141,9 @@ class Estimate:
         level : float
             In (0, 1).
         method : str or IntervalMethod, optional
-            "normal", "percentile", "basic", "bca", "bayesian" or an object of `ope.inference`; default: normal where there
-            is an influence vector, else basic on the replicates.
+            "adjusted_t", "normal", "percentile", "basic", "bca", "bayesian", "studentized", "empirical_likelihood", "auto" (chosen by the
+            diagnostics, with the reason) or an object of `ope.inference`; default: "adjusted_t" where there is an influence
+            vector, else basic on the replicates.
 
         Returns
         -------
@@ -159,9 +170,24 @@ class Estimate:
     ) -> Interval:
         chosen = resolve_method(method if method is not None else self._default_method())
         if not self._finite:
-            return Interval(float("nan"), float("nan"), level, chosen.name, self.verdict)
-        low, high = chosen.bounds(self, alpha_low, alpha_high)
-        return Interval(float(low) - self.widening, float(high) + self.widening, level, chosen.name, self.verdict)
+            return Interval(float("nan"), float("nan"), level, chosen.name, self.verdict, chosen.assumptions)
+        picked, reason = chosen.pick(self)
+        low, high = picked.bounds(self, alpha_low, alpha_high)
+        name = f"{chosen.name}: {picked.name}" if reason else picked.name
+        ends = float(low) - self.widening, float(high) + self.widening
+        return Interval(*ends, level, name, self._verdict_of(picked), picked.assumptions, reason)
+
+    def _verdict_of(self, method: IntervalMethod) -> Verdict:
+        size, least = self.effective_size, method.least_effective_size
+        if size is None or size >= least or self.verdict.level > Level.VALID:
+            return self.verdict
+        return Verdict(
+            Level.CAUTION,
+            (
+                f"The {method.name} interval needs an effective sample of {least:.0f} episodes, and the importance weights leave {size:.1f}: it is likely to be "
+                "too short. Use the default interval, which allows for heavy tails and skewness.",
+            ),
+        )
 
     @property
     def _finite(self) -> bool:
@@ -169,7 +195,7 @@ class Estimate:
         return bool(np.isfinite(self.value)) and (self.influence is None or bool(np.isfinite(self.influence).all()))
 
     def _default_method(self) -> str:
-        return "basic" if self.influence is None and self.replicates is not None else "normal"
+        return "basic" if self.influence is None and self.replicates is not None else "adjusted_t"
 
     def __sub__(self, other: Estimate) -> Estimate:
         """Return the paired difference of two estimates on the same episodes."""
@@ -189,11 +215,13 @@ class Estimate:
             value=self.value - other.value,
             influence=_difference(self.influence, other.influence),
             scores=_difference(self.scores, other.scores),
+            weights=None,
             replicates=_difference(self.replicates, other.replicates) if same_resamples else None,
             resample_id=self.resample_id if same_resamples else None,
             estimator=self.estimator if self.estimator == other.estimator else f"{self.estimator} - {other.estimator}",
             policy=f"{self.policy} - {other.policy}",
             known_propensities=self.known_propensities and other.known_propensities,
+            effective_size=_least(self.effective_size, other.effective_size),
             widening=self.widening + other.widening,
             diagnostics={},
             verdict=Verdict.worst([self.verdict, other.verdict]),
@@ -202,42 +230,48 @@ class Estimate:
 
     def summary(self) -> str:
         """Return value, interval, verdict and diagnostics as text."""
-        rows = [*_facts(self), *((name.replace("_", " "), _number(value)) for name, value in self.diagnostics.items())]
+        rows = [*_facts(self), *((name.replace("_", " "), number(value)) for name, value in self.diagnostics.items())]
         width = max(len(name) for name, _ in rows)
-        lines = [f"{self.estimator} of {self.policy}", *(f"  {name:<{width}}  {value}" for name, value in rows)]
+        lines = [_title(self), *(f"  {name:<{width}}  {value}" for name, value in rows)]
         return "\n".join([*lines, *(f"  - {reason}" for reason in self.verdict.reasons)])
 
     def __repr__(self) -> str:
-        return f"Estimate({self.estimator}, {self.policy}: {_number(self.value)} +- {_number(self.std_error)}, {self.verdict.level.name})"
+        facts = dict(_facts(self))
+        return f"Estimate({self.estimator}, {self.policy}: {facts['value']} +- {facts['standard error']}, {facts['verdict']})"
 
     def _repr_html_(self) -> str:
-        cells = "".join(
-            f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td></tr>" for name, value in _facts(self)
-        )
-        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.verdict.reasons)
-        title = html.escape(f"{self.estimator} of {self.policy}")
-        return f"<table><caption>{title}</caption>{cells}</table>" + (f"<ul>{reasons}</ul>" if reasons else "")
+        facts = [(name, _shown(self, name, value)) for name, value in _facts(self)]
+        return facts_table(_title(self), facts) + bullets(self.verdict.reasons)
+
+
+def _title(estimate: Estimate) -> str:
+    return f"{estimate.estimator} of {estimate.policy}"
+
+
+def _shown(estimate: Estimate, name: str, value: str) -> str:
+    return badge(estimate.verdict.level) if name == "verdict" else value
 
 
 def _facts(estimate: Estimate) -> list[tuple[str, str]]:
     horizon = "infinite horizon" if estimate.horizon is None else f"horizon {estimate.horizon}"
     try:
-        low, high = estimate.confidence_interval()
-        interval = f"{_number(low)} to {_number(high)}"
+        found = estimate.confidence_interval()
+        interval, holds = between(*found), found.method + (f": {found.assumptions}" if found.assumptions else "")
     except IntervalNotAvailable as reason:
-        interval = str(reason)
+        interval, holds = str(reason), "none applies"
     return [
-        ("value", _number(estimate.value)),
-        ("standard error", _number(estimate.std_error)),
+        ("value", number(estimate.value)),
+        ("standard error", number(estimate.std_error)),
         ("95 % interval", interval),
+        ("interval method", holds),
         ("verdict", estimate.verdict.level.name),
         ("estimand", f"discounted sum of rewards, gamma {estimate.gamma:g}, {horizon}"),
         ("episodes", str(estimate.n_episodes)),
     ]
 
 
-def _number(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, (float, np.floating)) else str(value)
+def _least(a: float | None, b: float | None) -> float | None:
+    return min((size for size in (a, b) if size is not None), default=None)
 
 
 def _difference(a: FloatArray | None, b: FloatArray | None) -> FloatArray | None:
@@ -289,16 +323,34 @@ class Estimates(Mapping[str, Estimate]):
         rows = [estimate_row(estimate, level, method) for estimate in self.values()]
         return pd.DataFrame(rows, index=pd.Index(list(self), name="policy"))
 
+    def compare(self) -> Comparison:
+        """Return all paired differences, with errors, tests and simultaneous statements (`ope.comparison.Comparison`)."""
+        from ope.comparison import Comparison
+
+        return Comparison(self)
+
     def summary(self) -> str:
         """Return one paragraph per policy."""
         return "\n\n".join(estimate.summary() for estimate in self.values())
 
     def __repr__(self) -> str:
-        return f"Estimates({', '.join(f'{name}: {_number(estimate.value)}' for name, estimate in self.items())})"
+        return f"Estimates({', '.join(f'{name}: {number(estimate.value)}' for name, estimate in self.items())})"
 
     def _repr_html_(self) -> str:
-        text: str = self.to_frame().to_html(float_format=_number, escape=True)
-        return text
+        if not self:
+            return "<pre>Estimates()</pre>"
+        shown = ("value", "standard error", "95 % interval", "verdict")
+        facts = {name: dict(_facts(estimate)) for name, estimate in self.items()}
+        rows = [[name, *(_shown(self[name], column, row[column]) for column in shown)] for name, row in facts.items()]
+        first = next(iter(self.values()))
+        one = facts[next(iter(self))]
+        title = f"{first.estimator}: {one['estimand']}, {one['episodes']} episodes"
+        reasons = (_because(name, reason) for name, estimate in self.items() for reason in estimate.verdict.reasons)
+        return html_table(["policy", *shown], rows, title) + bullets(reasons)
+
+
+def _because(name: str, reason: str) -> Markup:
+    return Markup(tag("b", name) + escape(f": {reason}"))
 
 
 def estimate_row(estimate: Estimate, level: float, method: str | IntervalMethod | None = None) -> dict[str, Any]:

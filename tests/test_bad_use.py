@@ -277,7 +277,7 @@ RESULTS = [
         "one episode",
         lambda: estimate(None, log().select([0])).confidence_interval(),
         IntervalNotAvailable,
-        ("normal_interval", "two|2", "episode"),
+        ("adjusted_t_interval", "two|2", "episode"),
     ),
     Bad(
         "estimates of two logs",

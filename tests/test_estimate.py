@@ -36,10 +36,12 @@ def test_the_normal_interval_is_students(log: LoggedDataset) -> None:
     estimate = estimate_of(log, 0.6)
     assert estimate.scores is not None
     expected = stats.ttest_1samp(estimate.scores, 0.0).confidence_interval(0.95)
-    assert tuple(estimate.confidence_interval(0.95)) == pytest.approx((expected.low, expected.high), rel=1e-10)
+    assert tuple(estimate.confidence_interval(0.95, "normal")) == pytest.approx(
+        (expected.low, expected.high), rel=1e-10
+    )
     one_sided = stats.ttest_1samp(estimate.scores, 0.0, alternative="greater").confidence_interval(0.95)
-    assert estimate.lower_bound(0.95) == pytest.approx(one_sided.low, rel=1e-10)
-    assert estimate.upper_bound(0.95) == pytest.approx(2 * estimate.value - one_sided.low, rel=1e-10)
+    assert estimate.lower_bound(0.95, "normal") == pytest.approx(one_sided.low, rel=1e-10)
+    assert estimate.upper_bound(0.95, "normal") == pytest.approx(2 * estimate.value - one_sided.low, rel=1e-10)
 
 
 def test_a_difference_is_paired(log: LoggedDataset) -> None:
@@ -47,7 +49,7 @@ def test_a_difference_is_paired(log: LoggedDataset) -> None:
     assert a.scores is not None
     assert b.scores is not None
     paired = stats.ttest_rel(a.scores, b.scores).confidence_interval(0.95)
-    assert tuple((a - b).confidence_interval(0.95)) == pytest.approx((paired.low, paired.high), rel=1e-9)
+    assert tuple((a - b).confidence_interval(0.95, "normal")) == pytest.approx((paired.low, paired.high), rel=1e-9)
     assert (a - b).std_error < np.hypot(a.std_error, b.std_error) / 2
     assert (a - a).value == 0.0
 

@@ -26,6 +26,7 @@ __all__ = [
     "one_step_replicates",
     "resampling_weights",
     "uniforms",
+    "weighted_sums",
 ]
 
 WeightKind = Literal["bayesian", "poisson"]
@@ -35,6 +36,7 @@ _FOLD_STREAM = -1  # replicates use the streams 0, 1, ...
 _REDRAW = 2**40  # replicates drawn again come from streams nobody else asks for
 _TILE = 2**16  # weights at a time: 512 KiB, which stays in the cache through all passes
 _TILE_WIDTH = 2**12
+_SHARE = 4  # tiles of replicates that a thread takes at a time
 _SALT_KEY = 0x6F70655F6B657973
 _POISSON_CDF: FloatArray = np.asarray(pdtr(np.arange(18), 1.0), dtype=np.float64)  # beyond: 1 in double precision
 _POISSON_COMMON = 6
@@ -209,8 +211,9 @@ def one_step_replicates(
     owner = "one_step_replicates"
     _check_kind(owner, kind)
     psi = finite_array(owner, "influence", influence, (1, 2))
-    spread = _spread(_as_keys(owner, keys, len(psi)))
-    means = _weighted_means(psi.reshape(len(psi), -1), spread, _streams(start, n_replicates), seed, kind)
+    _as_keys(owner, keys, len(psi))
+    sums, totals = weighted_sums(psi.reshape(len(psi), -1), keys, n_replicates, seed=seed, kind=kind, start=start)
+    means = sums / totals[:, None]
     return np.asarray(value, dtype=np.float64) + means.reshape(len(means), *psi.shape[1:])
 
 
@@ -249,29 +252,85 @@ def mean_replicates(
     return one_step_replicates(mean, x - mean, keys, n_replicates, seed=seed, kind=kind, start=start)
 
 
-def _weighted_means(
+def weighted_sums(
+    columns: FloatArray,
+    keys: UIntArray,
+    n_replicates: int,
+    *,
+    seed: int = 0,
+    kind: WeightKind = "bayesian",
+    start: int = 0,
+) -> tuple[FloatArray, FloatArray]:
+    """Return the weighted sums of columns and the sums of the weights, replicate by replicate.
+
+    Parameters
+    ----------
+    columns : ndarray of shape (n, K)
+    keys, n_replicates, seed, kind, start
+        As in `one_step_replicates`.
+
+    Returns
+    -------
+    tuple of ndarray
+        sum_i c_bi x_ik of shape (n_replicates, K) and sum_i c_bi of shape (n_replicates,); no total is 0.
+
+    Notes
+    -----
+    Weights are made in tiles and never held together. Replicates are shared among the threads that
+    `joblib.parallel_config(n_jobs=...)` grants: a replicate is summed by one thread, in an order that does not depend on
+    their number, so its bits do not either.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> sums, totals = weighted_sums(np.ones((3, 1)), hash_identifiers(range(3)), 4)
+    >>> np.allclose(sums[:, 0], totals)
+    True
+    """
+    spread = _spread(_as_keys("weighted_sums", keys, len(columns)))
+    return _sums(columns, spread, _streams(start, n_replicates), seed, kind)
+
+
+def _sums(
     columns: FloatArray, spread: UIntArray, streams: UIntArray, seed: int, kind: WeightKind
-) -> FloatArray:
+) -> tuple[FloatArray, FloatArray]:
     offsets = _offsets(seed, streams)
-    sums = np.zeros((len(streams), columns.shape[1]))
-    totals = np.zeros(len(streams))
-    for rows, part in _tiles(len(streams), len(spread)):
+    height = _SHARE * _tile_shape(len(spread))[0]
+    parts = [offsets[first : first + height] for first in range(0, len(offsets), height)]
+    if len(parts) == 1:
+        found = [_share_of_sums(columns, spread, parts[0], kind)]
+    else:
+        from joblib import Parallel, delayed
+
+        found = Parallel(require="sharedmem")(delayed(_share_of_sums)(columns, spread, part, kind) for part in parts)
+    sums, totals = (np.concatenate(pieces) for pieces in zip(*found, strict=True))
+    empty = totals == 0.0
+    if empty.any():
+        sums[empty], totals[empty] = _sums(columns, spread, streams[empty] + np.uint64(_REDRAW), seed, kind)
+    return sums, totals
+
+
+def _share_of_sums(
+    columns: FloatArray, spread: UIntArray, offsets: UIntArray, kind: WeightKind
+) -> tuple[FloatArray, FloatArray]:
+    sums, totals = np.zeros((len(offsets), columns.shape[1])), np.zeros(len(offsets))
+    for rows, part in _tiles(len(offsets), len(spread)):
         weights = _weight_tile(spread[part], offsets[rows], kind)
         sums[rows] += weights @ columns[part]
         totals[rows] += weights.sum(axis=1)
-    empty = totals == 0.0
-    means: FloatArray = sums / np.where(empty, 1.0, totals)[:, None]
-    if empty.any():
-        means[empty] = _weighted_means(columns, spread, streams[empty] + np.uint64(_REDRAW), seed, kind)
-    return means
+    return sums, totals
 
 
 def _tiles(n_rows: int, n_columns: int) -> Iterator[tuple[slice, slice]]:
-    width = max(1, min(n_columns, _TILE_WIDTH))
-    height = max(1, _TILE // width)
+    height, width = _tile_shape(n_columns)
     for row in range(0, n_rows, height):
         for column in range(0, n_columns, width):
             yield slice(row, row + height), slice(column, column + width)
+
+
+def _tile_shape(n_columns: int) -> tuple[int, int]:
+    width = max(1, min(n_columns, _TILE_WIDTH))
+    return max(1, _TILE // width), width
 
 
 def _weight_tile(spread: UIntArray, offsets: UIntArray, kind: WeightKind) -> FloatArray:

@@ -109,13 +109,13 @@ def test_any_estimate_with_influence_has_the_interval() -> None:
 
 
 @pytest.mark.parametrize("kind", ["terminal", "horizon", "mixed", "continuous"])
-def test_the_point_is_that_of_lstdq_and_its_interval_the_normal_one(kind: str) -> None:
+def test_the_point_is_that_of_lstdq_and_its_interval_the_default_one(kind: str) -> None:
     case = make_case(kind)
     estimate = CoinDICE(gamma=0.9).fit(case.log, case.candidate).estimate()
     lstdq = LSTDQ(gamma=0.9).fit(case.log, case.candidate).estimate()
     assert estimate.value == pytest.approx(lstdq.value, rel=1e-8)
     np.testing.assert_allclose(influence_of(estimate), influence_of(lstdq), rtol=1e-5, atol=1e-7)
-    assert estimate.confidence_interval().method == "normal"
+    assert estimate.confidence_interval().method == "adjusted_t"
     assert estimate.diagnostics["coin_low"] < estimate.value < estimate.diagnostics["coin_high"]
 
 

@@ -55,6 +55,7 @@ class Log:
     replicates: FloatArray | None = None
     episode_keys: npt.NDArray[np.uint64] = field(default_factory=lambda: KEYS)
     known_propensities: bool = True
+    effective_size: float | None = None
 
 
 def weighted(kind: WeightKind, seed: int = 0, count: int = 2000) -> FloatArray:
@@ -64,8 +65,9 @@ def weighted(kind: WeightKind, seed: int = 0, count: int = 2000) -> FloatArray:
 
 
 def expanded(alpha: float, ratio: float = 1.0) -> float:
-    """The tail of a normal law whose quantile is that of Student's, the variance unbiased."""
-    return float(scipy.stats.norm.cdf(scipy.stats.t.ppf(alpha, 39) * ratio**0.5))
+    """The tail of a normal law whose quantile is that of Student's, the variance unbiased and as well known as X lets it."""
+    freedom = 2 * len(X) / (scipy.stats.kurtosis(X, fisher=False) - 1)
+    return float(scipy.stats.norm.cdf(scipy.stats.t.ppf(alpha, freedom) * ratio**0.5))
 
 
 def test_normal_reads_influence_or_scores() -> None:
@@ -205,7 +207,7 @@ def test_names_resolve() -> None:
         ("hoeffding", ValueError, r"'hoeffding' needs a range.*pass Hoeffding\(low, high\)"),
         ("empirical_bernstein", ValueError, r"pass EmpiricalBernstein\(low, high\)"),
         ("anderson", ValueError, r"pass Anderson\(low\)"),
-        ("student", ValueError, r"must be one of normal, percentile.*got 'student'"),
+        ("student", ValueError, r"must be one of adjusted_t, normal, percentile.*got 'student'"),
         (3, TypeError, r"must be a name or an object.*got 3"),
         (Normal, TypeError, r"must be a name or an object"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -19,7 +20,7 @@ from ope.inference import (
     resampling_weights,
     uniforms,
 )
-from ope.inference.weights import WeightKind
+from ope.inference.weights import WeightKind, weighted_sums
 
 KINDS: tuple[WeightKind, ...] = ("bayesian", "poisson")
 MASK = 2**64 - 1
@@ -276,3 +277,17 @@ def test_bad_arguments_are_refused() -> None:
         fold_of(keys, 0)
     with pytest.raises(TypeError, match="integer"):
         resampling_weights(keys, 3, seed=0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_do_not_depend_on_the_number_of_threads(kind: WeightKind) -> None:
+    keys, columns = keys_of(5_000), np.random.default_rng(0).normal(size=(5_000, 2))
+    weights = resampling_weights(keys, 130, kind=kind)
+    sums, totals = weighted_sums(columns, keys, 130, kind=kind)
+    np.testing.assert_allclose(sums, weights @ columns, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(totals, weights.sum(axis=1), rtol=1e-12)
+    for n_jobs in (2, 3):
+        with joblib.parallel_config(backend="threading", n_jobs=n_jobs):
+            again = weighted_sums(columns, keys, 130, kind=kind)
+        np.testing.assert_array_equal(sums, again[0])
+        np.testing.assert_array_equal(totals, again[1])
