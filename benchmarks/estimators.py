@@ -73,9 +73,9 @@ def build(name: str, **settings: Any) -> Callable[[float], OffPolicyEstimator]:
     return lambda gamma: getattr(estimators, name)(gamma=gamma, **settings)
 
 
-def dice(point: str) -> Callable[[float], OffPolicyEstimator]:
+def dice(point: str, **settings: Any) -> Callable[[float], OffPolicyEstimator]:
     """Return a maker of one of the named points of the DICE family."""
-    return lambda gamma: getattr(estimators.DICE, point)(gamma=gamma)
+    return lambda gamma: getattr(estimators.DICE, point)(gamma=gamma, **settings)
 
 
 ESTIMATORS: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
@@ -114,9 +114,17 @@ ESTIMATORS: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
     "MQL kernel": build("MinimaxQLearning", discriminator="kernel"),
     "CoinDICE": build("CoinDICE"),
 }
+NETWORK = estimators.NeuralFunctions(n_updates=1500)
+# With networks, minimax weight learning is DualDICE to the last digit.
 NEURAL: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
     "neural FQE": build("NeuralFittedQEvaluation", hidden=(64, 64)),
     "DR neural FQE": build("DoublyRobust", q=estimators.NeuralFittedQEvaluation(hidden=(64, 64)), n_folds=2),
+    "neural DualDICE": dice("dual", network=NETWORK),
+    "neural GenDICE": dice("gen", network=NETWORK),
+    "neural BestDICE": dice("best", network=NETWORK),
+    "neural AlgaeDICE": dice("algae", network=NETWORK),
+    "neural GradientDICE": build("GradientDICE", network=NETWORK),
+    "neural MQL": build("MinimaxQLearning", network=NETWORK),
 }
 
 COLUMNS = ["estimator", "seed", "value", "std_error", "low", "high", "verdict", "seconds", "error"]

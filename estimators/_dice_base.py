@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -11,16 +11,17 @@ import numpy as np
 
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
+from ope.estimator import _with_overlap
 from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._dice_flow import ActionFeatures, FlowFeatures, Kept
 from ope.estimators._dice_linear import LinearSolver, effective, influence
-from ope.estimators._dice_problem import DiceModel, DiceProblem, DiceValues, Lagrangian, used_rows
+from ope.estimators._dice_problem import DiceModel, DiceProblem, DiceValues, Lagrangian, NeuralFunctions, used_rows
 from ope.estimators._features import FeatureBlock, check_features, fit_basis
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._marginal import RatioSums, exit_shares
 from ope.estimators._ratio import RatioEstimator
-from ope.policy import Policy, Requirement
+from ope.policy import Policy, Requirement, overlap
 from ope.validation import FloatArray, check_integer
 from ope.verdict import Level, Verdict
 
@@ -198,6 +199,22 @@ def check_terminal(owner: str, terminal: Any, norm: bool, asked: str, remedy: st
         )
 
 
+def check_network(owner: str, network: Any) -> None:
+    """Raise a TypeError unless `network` is None or settings of networks."""
+    if network is not None and not isinstance(network, NeuralFunctions):
+        raise TypeError(
+            f"{owner}: `network` must be NeuralFunctions or None, got {network!r}; pass NeuralFunctions() for networks."
+        )
+
+
+def check_linear_only(owner: str, name: str, value: Any, neutral: Any, network: NeuralFunctions | None) -> None:
+    """Raise where a setting of linear classes is asked for together with networks."""
+    if network is not None and value != neutral:
+        raise ValueError(
+            f"{owner}: `{name}` must be {neutral!r} with a network, got {value!r}: it is a setting of linear classes; leave one of them out."
+        )
+
+
 class SaddleEstimator(RatioEstimator):
     """Base of ratios of visits from a saddle point; a subclass says which, and may have a solver of its own."""
 
@@ -207,11 +224,14 @@ class SaddleEstimator(RatioEstimator):
     stationary: bool
     n_samples: int
     random_state: int
+    network: NeuralFunctions | None = None
 
     def _validate(self) -> None:
         super()._validate()
         owner = type(self).__name__
         check_features(owner, self.features)
+        check_network(owner, self.network)
+        check_linear_only(owner, "features", self.features, "auto", self.network)
         check_integer(owner, "n_samples", self.n_samples, 1)
         check_integer(owner, "random_state", self.random_state, 0, "pass a seed")
 
@@ -243,6 +263,8 @@ class SaddleEstimator(RatioEstimator):
     def fit_ratio(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> Any:
         """Fit the ratio of `policy` and return it."""
         problem = self._problem(data, policy, episode_weight)
+        if self.network is not None:
+            return self._ratio(problem, fit_network(problem, self.network))
         return self._ratio(problem, self._solve(problem, self._flow_features(data)))
 
     def _is_stationary(self, data: LoggedDataset) -> bool:
@@ -261,10 +283,42 @@ class SaddleEstimator(RatioEstimator):
         return DiceProblem(data, policy, weight, *rest)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        problem, features = self._problem(data, policy, weight), self._flow_features(data)
+        problem = self._problem(data, policy, weight)
+        if self.network is not None:
+            return self._to_estimate(problem, None, fit_network(problem, self.network), name)
+        features = self._flow_features(data)
         features = None if features is None else Kept(features, data)
-        fitted = self._solve(problem, features)
-        c = self._ratio(problem, fitted).predict(policy, data)
+        return self._to_estimate(problem, features, self._solve(problem, features), name)
+
+    def _fit_many(self, data: LoggedDataset, policies: Mapping[str, Policy], weight: FloatArray) -> dict[str, Estimate]:
+        if self.network is None:
+            return super()._fit_many(data, policies, weight)
+        problems: dict[str, DiceProblem | Exception] = {}
+        for name, policy in policies.items():
+            try:
+                self._check_policy(data, policy, name)
+                problems[name] = self._problem(data, policy, weight)
+            except (TypeError, ValueError) as error:
+                problems[name] = error
+        able = [problem for problem in problems.values() if isinstance(problem, DiceProblem)]
+        fits = iter(fit_networks(able, self.network))
+        return {
+            name: self._entry(data, name, problem, next(fits) if isinstance(problem, DiceProblem) else problem)
+            for name, problem in problems.items()
+        }
+
+    def _entry(
+        self, data: LoggedDataset, name: str, problem: DiceProblem | Exception, fitted: Fitted | Exception
+    ) -> Estimate:
+        if isinstance(problem, Exception) or isinstance(fitted, Exception):
+            error = problem if isinstance(problem, Exception) else fitted
+            return self.failed(data, name, f"{type(error).__name__}: {error}")
+        estimate = self._to_estimate(problem, None, fitted, name)
+        return _with_overlap(estimate, overlap(problem.policy, data), data.n_episodes)
+
+    def _to_estimate(self, problem: DiceProblem, features: FlowFeatures | None, fitted: Fitted, name: str) -> Estimate:
+        data = problem.data
+        c = self._ratio(problem, fitted).predict(problem.policy, data)
         diagnostics, findings = self._diagnose(problem, features, fitted, c)
         return self._result(
             data,
@@ -296,6 +350,7 @@ class SaddleEstimator(RatioEstimator):
         return diagnostics, [
             verdicts.judge_finite(fitted.value, psi),
             verdicts.judge_range(fitted.value, data, self._gamma, problem.stationary, Level.REFUSE),
+            None if psi is None else verdicts.judge_width(psi, data, self._gamma, problem.stationary),
             *linear_or_not,
             verdicts.judge_mean_ratio(diagnostics["mean_ratio"]),
             verdicts.judge_negative(diagnostics["negative_share"]),
@@ -303,6 +358,21 @@ class SaddleEstimator(RatioEstimator):
             *fitted.findings,
             *self._own_findings(diagnostics, fitted),
         ]
+
+
+def fit_networks(problems: Sequence[DiceProblem], network: NeuralFunctions) -> list[Fitted | Exception]:
+    """Train networks for problems that differ in their candidates only."""
+    from ope.estimators._neural_dice import fit_candidates
+
+    return fit_candidates(problems, network)
+
+
+def fit_network(problem: DiceProblem, network: NeuralFunctions) -> Fitted:
+    """Train networks for one problem."""
+    fitted = fit_networks([problem], network)[0]
+    if isinstance(fitted, Exception):
+        raise fitted
+    return fitted
 
 
 def solve_linear(

@@ -4,339 +4,184 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import numpy as np
 
-from ope import ragged
-from ope.dataset import LoggedDataset
-from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._dice_base import Fitted, episode_blocks, feature_diagnostics, solve_linear
-from ope.estimators._dice_flow import FlowFeatures
-from ope.estimators._dice_linear import LinearDiceModel, LinearSolver
+from ope.estimators._candidates import CandidateTable
+from ope.estimators._dice_base import Fitted, feature_diagnostics, solve_linear
+from ope.estimators._dice_linear import LinearDiceModel
 from ope.estimators._dice_problem import DiceProblem, NeuralFunctions
-from ope.estimators._features import Basis, FeatureBlock, feature_block
+from ope.estimators._neural_dice_checks import (
+    ValuePath,
+    judge_drift,
+    judge_network,
+    judge_outside,
+    path_of_values,
+    try_outside,
+)
+from ope.estimators._neural_dice_choice import Rung, choose_features, learned_features
 from ope.estimators._neural_dice_features import NetworkFeatures, Remembered
-from ope.estimators._neural_dice_training import TrainedSaddle, build_saddle, train_saddle
-from ope.estimators._specification import score_test
-from ope.neural.networks import MLP
-from ope.policy import Policy
-from ope.validation import FloatArray, IntArray
-from ope.verdict import Level
-
-CHECK_ROWS = 10_000
-CHECKED = 6
-N_WAVES = 12
-
-
-def fit_networks(problem: DiceProblem, settings: NeuralFunctions) -> Fitted:
-    """Train networks for nu and zeta of one candidate, solve their last layers, and say how it went."""
-    fitted = fit_candidates(problem, [problem.policy], settings)[0]
-    if isinstance(fitted, Exception):
-        raise fitted
-    return fitted
-
-
-def fit_candidates(
-    problem: DiceProblem, policies: Sequence[Policy], settings: NeuralFunctions
-) -> list[Fitted | Exception]:
-    """Train the networks of K candidates side by side; the one in `problem` stands for all of them.
-
-    A candidate that fails becomes the exception, and leaves the others alone.
-    """
-    asked: list[Exception | None] = [_refusal(problem, policy) for policy in policies]
-    able = [policy for policy, error in zip(policies, asked, strict=True) if error is None]
-    ordered = _in_key_order(problem)
-    trained = train_saddle(ordered, build_saddle(ordered, able, settings), settings) if able else None
-    results: list[Fitted | Exception] = []
-    for error, policy in zip(asked, policies, strict=True):
-        if error is not None or trained is None:
-            results.append(error or RuntimeError("no candidate could be trained"))
-            continue
-        k = able.index(policy)
-        try:
-            results.append(_finish(replace(problem, policy=policy), replace(ordered, policy=policy), trained, k))
-        except Exception as failure:
-            results.append(failure)
-    return results
-
-
-def _refusal(problem: DiceProblem, policy: Policy) -> Exception | None:
-    """Return what goes wrong when the candidate is asked about the first episode."""
-    from ope.estimators._candidates import CandidateTable
-
-    try:
-        CandidateTable.build(problem.data.select([0]), [policy], n_samples=1)
-    except Exception as error:
-        return error
-    return None
-
-
-def _in_key_order(problem: DiceProblem) -> DiceProblem:
-    # Batches are drawn by position: one order for all logs of the same episodes.
-    order = np.argsort(problem.data.episode_keys, kind="stable")
-    return replace(problem, data=problem.data.select(order), episode_weight=problem.episode_weight[order])
-
-
-def _finish(problem: DiceProblem, ordered: DiceProblem, trained: TrainedSaddle, k: int) -> Fitted:
-    learned = _features(trained.networks[k], trained, ordered)
-    features = Remembered(learned, problem.data, problem.policy)
-    free = _without_sign(problem)
-    fitted = solve_linear(free, features)
-    assert isinstance(fitted.model, LinearDiceModel)
-    model = replace(fitted.model, features=learned)
-    values = replace(model, features=features).evaluate(problem.policy, problem.data)
-    c = problem.ratio_scale * np.where(problem.used, values.zeta, 0.0)
-    tests = feature_diagnostics(free, features, c)
-    outside = try_outside(free, features, c, tests["lstdq"])
-    diagnostics, findings = _report(problem, ordered, trained, k, learned, fitted, tests, outside)
-    return Fitted(model, fitted.value, fitted.influence, diagnostics, findings)
-
-
-def _report(
-    problem: DiceProblem,
-    ordered: DiceProblem,
-    trained: TrainedSaddle,
-    k: int,
-    learned: NetworkFeatures,
-    fitted: Fitted,
-    tests: dict[str, float],
-    outside: Outside,
-) -> tuple[dict[str, Any], list[verdicts.Finding]]:
-    assert fitted.influence is not None
-    path, status, std_error = (
-        path_of_values(ordered, trained, k),
-        trained.statuses[k],
-        verdicts.standard_error(fitted.influence),
-    )
-    network_value = problem.mass * problem.mean(
-        learned.own_zeta(problem.data) * problem.data.rewards, np.zeros(problem.n_values)
-    )
-    diagnostics: dict[str, Any] = {
-        **fitted.diagnostics,
-        **{name: tests[name] for name in ("condition", "specification_p", "features_p", "unsupported")},
-        "flow_error": outside.flow_error,
-        "flow_p": outside.flow_p,
-        "richer_shift": outside.shift,
-        "network_value": network_value,
-        "drift": path.drift,
-        "path": tuple(path.values.tolist()),
-        "n_features": learned.n_features,
-        "n_updates": status.n_updates,
-    }
-    return diagnostics, [
-        *fitted.findings,
-        verdicts.judge_solver(status.ok, f"training {status}"),
-        verdicts.judge_condition(tests["condition"]),
-        verdicts.judge_specification(tests["specification_p"]),
-        verdicts.judge_unsupported(tests["unsupported"]),
-        judge_drift(path.drift, path.unit * std_error),
-        judge_network(network_value, fitted.value, std_error),
-        judge_outside(outside.shift, std_error),
-    ]
-
-
-def _without_sign(problem: DiceProblem) -> DiceProblem:
-    """Return the problem of the last layers, which correct a ratio that is positive already.
-
-    The square of a network is positive everywhere; linear corrections that had to keep its sign in every single row would not
-    meet the flow, and move the value by far more than the little that is negative.
-    """
-    return replace(problem, lagrangian=replace(problem.lagrangian, positive=False))
-
-
-def _features(networks: tuple[MLP, MLP], trained: TrainedSaddle, problem: DiceProblem) -> NetworkFeatures:
-    return NetworkFeatures.learned(
-        networks,
-        trained.scaling,
-        problem.data,
-        positive=problem.lagrangian.positive,
-        n_samples=problem.n_samples,
-        random_state=problem.random_state,
-    )
-
-
-# -------------------------------------------------------------------- the path of values
-
-
-@dataclass(frozen=True)
-class ValuePath:
-    """What the last layers said on the way, on a part of the log.
-
-    Parameters
-    ----------
-    values : ndarray of shape (n_checks,)
-        Dual values of the networks after evenly spaced updates of the second half.
-    unit : float
-        Standard error on the part over that on the log.
-    """
-
-    values: FloatArray
-    unit: float
-
-    @property
-    def drift(self) -> float:
-        """Largest difference between the last three."""
-        last = self.values[-3:]
-        return float(np.ptp(last)) if len(last) == 3 else float("inf")
-
-
-def path_of_values(ordered: DiceProblem, trained: TrainedSaddle, k: int) -> ValuePath:
-    """Solve the last layers of the networks kept on the way."""
-    chosen = _check_episodes(ordered)
-    part = replace(ordered, data=ordered.data.select(chosen), episode_weight=ordered.episode_weight[chosen])
-    free = _without_sign(part)
-    values = [
-        LinearSolver(free, _features(networks, trained, part)).solve().value
-        for networks in trained.checks[k][-CHECKED:]
-    ]
-    return ValuePath(np.array(values), float(np.sqrt(ordered.data.n_episodes / len(chosen))))
-
-
-def _check_episodes(ordered: DiceProblem) -> IntArray:
-    counted = np.flatnonzero(ordered.episode_weight > 0)
-    rows = np.cumsum(ordered.data.lengths[counted])
-    return counted[: max(1, int(np.searchsorted(rows, CHECK_ROWS, side="right")))]
-
-
-# -------------------------------------------------------------------- functions that nobody fitted
-
-
-@dataclass(frozen=True)
-class Outside:
-    """What random waves f, which no network was trained to hold, say of a fit.
-
-    Parameters
-    ----------
-    flow_error : float
-        Largest |mean_i sum_t c_it (f - gamma f') - f_0| over the discounted number of steps; f has a mean square of 1.
-    flow_p : float
-        p-value of the hypothesis that all of them are 0 in expectation; NaN where time-indexed.
-    shift : float
-        What the value changes by when the waves join the features; NaN where time-indexed.
-    """
-
-    flow_error: float
-    flow_p: float
-    shift: float
+from ope.estimators._neural_dice_training import TrainedSaddle, fit_scaling, train_saddle
+from ope.estimators._neural_fqe_problem import Scaling
+from ope.neural.device import resolve_device
+from ope.neural.history import TrainingStatus
+from ope.validation import IntArray
 
 
 @dataclass(frozen=True, eq=False)
-class Waves:
-    """A fixed transformer of inputs to random waves of mean square 1.
-
-    Examples
-    --------
-    >>> Waves.of(np.array([[0.0], [1.0]]), 3).transform(np.array([[0.5]])).shape
-    (1, 3)
-    """
-
-    shift: FloatArray
-    scale: FloatArray
-    frequencies: FloatArray
-    phases: FloatArray
-
-    @classmethod
-    def of(cls, inputs: FloatArray, count: int) -> Waves:
-        """Draw waves for inputs of this spread."""
-        spread = inputs.std(axis=0)
-        rng = np.random.default_rng(1)
-        frequencies = rng.normal(size=(inputs.shape[1], count)) / np.sqrt(inputs.shape[1])
-        return cls(
-            inputs.mean(axis=0), np.where(spread > 0, spread, 1.0), frequencies, rng.uniform(0.0, 2.0 * np.pi, count)
-        )
-
-    def transform(self, inputs: FloatArray) -> FloatArray:
-        """Return the waves, shape (n, count)."""
-        return np.asarray(np.sqrt(2.0) * np.cos((inputs - self.shift) / self.scale @ self.frequencies + self.phases))
-
-
-def try_outside(problem: DiceProblem, features: FlowFeatures, c: FloatArray, lstdq: float) -> Outside:
-    """Try a fit on functions that no network was trained to hold.
+class Learned:
+    """Trained networks of one candidate, and the features of them that its log can carry.
 
     Parameters
     ----------
     problem : DiceProblem
-    features : FlowFeatures
-    c : ndarray of shape (n,)
-        Ratios of visits.
-    lstdq : float
-        Value of least-squares temporal differences in the features.
-
-    Notes
-    -----
-    The p-value is that of a score test by episode with f made orthogonal to the estimation error of the ratios: f - phi'A^-1 B
-    with B = sum phi (f - gamma f')'. It takes one block of the log, as much as decides it.
+        Of the last layers, which correct a ratio that is positive already: linear corrections that had to keep its sign in every
+        single row would not meet the flow, and move the value by far more than the little that is negative.
+    features : NetworkFeatures
+    remembered : Remembered
+        The same, for the log of the problem.
+    rungs : list of Rung
+        What they were chosen from.
+    status : TrainingStatus
+    path : ValuePath
     """
-    basis, gamma = _wave_basis(problem.data), problem.gamma
-    total, flow_p, first, sums = np.zeros(1), float("nan"), 0, []
-    for block, omega in episode_blocks(problem):
-        own = c[first : first + block.n_transitions]
-        waves = feature_block(block, basis, problem.policy, problem.stationary, problem.n_samples, problem.random_state)
-        found = ragged.segment_sum(own[:, None] * (waves.phi - gamma * waves.phi_next), block.offsets) - waves.start
-        total = total + omega @ found
-        if problem.stationary:
-            seen = features.seen(problem.policy, block)
-            sums.append(linear.summarise(_beside(seen, waves), omega, 1))
-            if first == 0:
-                flow_p = _flow_p_value(sums[0], seen, own, found, omega, gamma)
-        first += block.n_transitions
-    largest = float(np.abs(total / problem.episode_weight.sum()).max()) / problem.mass
-    shift = linear.solve(linear.merge(sums), gamma, 0.0).value - lstdq if sums else float("nan")
-    return Outside(largest, flow_p, shift)
+
+    problem: DiceProblem
+    features: NetworkFeatures
+    remembered: Remembered
+    rungs: list[Rung]
+    status: TrainingStatus
+    path: ValuePath
+
+    def report(
+        self, value: float, network_value: float, std_error: float
+    ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
+        """Return what there is to say of the training, beside a value and that of the networks alone."""
+        diagnostics = {
+            "network_value": network_value,
+            "drift": self.path.drift,
+            "path": tuple(self.path.values.tolist()),
+            "ladder": tuple(rung.value for rung in self.rungs),
+            "n_features": self.features.n_features,
+            "n_updates": self.status.n_updates,
+        }
+        return diagnostics, [
+            verdicts.judge_solver(self.status.ok, f"training {self.status}"),
+            judge_drift(self.path.drift, self.path.unit * std_error),
+            judge_network(network_value, value, std_error),
+        ]
 
 
-def _beside(a: FeatureBlock, b: FeatureBlock) -> FeatureBlock:
-    parts = {name: np.hstack([getattr(a, name), getattr(b, name)]) for name in ("phi", "phi_bar", "phi_next")}
-    return replace(a, **parts)
+def learn(
+    problems: Sequence[DiceProblem], settings: NeuralFunctions, *, start: float = 1.0
+) -> list[Learned | Exception]:
+    """Train the networks of K candidates side by side and choose the features of each.
+
+    Parameters
+    ----------
+    problems : sequence of K DiceProblem
+        The same but for the candidate.
+    settings : NeuralFunctions
+    start : float
+        Weight of the first states in the Lagrangian.
+
+    Returns
+    -------
+    list of K Learned or Exception
+        A candidate that fails becomes the exception, and leaves the others alone.
+    """
+    scaling = fit_scaling(problems[0])
+    asked = [_ask(problem, scaling, settings) for problem in problems]
+    tables = [table for table in asked if isinstance(table, CandidateTable)]
+    if not tables:
+        return [error for error in asked if isinstance(error, Exception)]
+    trained, places = train_saddle(problems[0], CandidateTable.join(tables), scaling, settings, start), count()
+    return [
+        table if isinstance(table, Exception) else _choose(problem, trained, next(places))
+        for problem, table in zip(problems, asked, strict=True)
+    ]
 
 
-def _wave_basis(data: LoggedDataset) -> Basis:
-    if data.discrete:
-        return Basis(Waves.of(data.states, N_WAVES), data.n_actions)
-    return Basis(Waves.of(np.hstack([data.states, data.actions]), N_WAVES), None)
+def in_key_order(problems: Sequence[DiceProblem]) -> tuple[list[DiceProblem], IntArray]:
+    """Return the problems with their episodes ordered by key, and the order.
+
+    Batches are drawn by position, and rounding depends on it: one order for all logs of the same episodes.
+    """
+    order = np.argsort(problems[0].data.episode_keys, kind="stable")
+    data, weight = problems[0].data.select(order), problems[0].episode_weight[order]
+    return [replace(problem, data=data, episode_weight=weight) for problem in problems], order
 
 
-def _flow_p_value(
-    sums: linear.LinearSums, seen: FeatureBlock, c: FloatArray, found: FloatArray, omega: FloatArray, gamma: float
-) -> float:
-    k = seen.phi.shape[1]
-    system = sums.gram[0] - gamma * sums.cross[0]
-    own = ragged.segment_sum(c[:, None] * (seen.phi - gamma * seen.phi_next), seen.offsets) - seen.start
-    correction = own @ np.linalg.lstsq(system[:k, :k], system[:k, k:], rcond=1e-10)[0]
-    return score_test(omega[:, None] * (found - correction))
+def _ask(problem: DiceProblem, scaling: Scaling, settings: NeuralFunctions) -> CandidateTable | Exception:
+    try:
+        return CandidateTable.build(
+            problem.data,
+            [problem.policy],
+            device=resolve_device(settings.device, "NeuralFunctions"),
+            actions=scaling.actions,
+            n_samples=problem.n_samples,
+            random_state=problem.random_state,
+        )
+    except Exception as error:
+        return error
 
 
-# -------------------------------------------------------------------- what it says of the value
+def _choose(problem: DiceProblem, trained: TrainedSaddle, k: int) -> Learned | Exception:
+    free = replace(problem, lagrangian=replace(problem.lagrangian, positive=False))
+    positive = problem.lagrangian.positive
+    try:
+        rich = learned_features(trained.networks[k], trained, free, positive)
+        features, rungs = choose_features(free, Remembered(rich, free.data, free.policy))
+        path = path_of_values(free, trained, k, features.inner)
+    except Exception as error:
+        return error
+    return Learned(free, features.inner, features, rungs, trained.statuses[k], path)
 
 
-def judge_drift(drift: float, std_error: float) -> verdicts.Finding:
-    """Judge how far the value still moved at the end of the training."""
-    if drift <= 0.5 * std_error:
-        return None
-    level = Level.CAUTION if drift <= 3.0 * std_error else Level.REFUSE
-    return level, (
-        f"The value still moved by {drift:.3g} over the last fifth of the training, beside a standard error of {std_error:.3g} on the same episodes: the "
-        "features that networks learn have not settled, and the interval does not include that. Train for more updates (NeuralFunctions(n_updates=))."
-    )
+# -------------------------------------------------------------------- ratios of visits
 
 
-def judge_network(network: float, value: float, std_error: float) -> verdicts.Finding:
-    """Judge the difference between the ratio of the network and the one that its last layers make of it."""
-    if abs(network - value) <= 3.0 * std_error:
-        return None
-    return Level.CAUTION, (
-        f"The networks themselves say {network:.3g}, their last layers in closed form {value:.3g}, beside a standard error of {std_error:.3g}: the training "
-        "was not at the saddle point, and the value rests on the last layers alone. Train for more updates, or with a lower learning rate."
-    )
+def fit_candidates(problems: Sequence[DiceProblem], settings: NeuralFunctions) -> list[Fitted | Exception]:
+    """Train the networks of K candidates side by side and solve their last layers; see `learn`."""
+    if not problems:
+        return []
+    ordered, order = in_key_order(problems)
+    results: list[Fitted | Exception] = []
+    for learned in learn(ordered, settings):
+        try:
+            results.append(learned if isinstance(learned, Exception) else _finish(learned, np.argsort(order)))
+        except Exception as error:
+            results.append(error)
+    return results
 
 
-def judge_outside(shift: float, std_error: float) -> verdicts.Finding:
-    """Judge what functions would change of the value that no network was trained to hold."""
-    if not abs(shift) > 0.5 * std_error:  # NaN where it was not tried
-        return None
-    return Level.CAUTION, (
-        f"With random waves beside the learned features the value changes by {shift:.3g}, beside a standard error of {std_error:.3g}: the networks express neither "
-        "the ratio nor the Q function well enough, and the interval does not include that. Pass wider layers, or train for more updates."
+def _finish(learned: Learned, back: IntArray) -> Fitted:
+    problem, features = learned.problem, learned.remembered
+    fitted = solve_linear(problem, features)
+    assert isinstance(fitted.model, LinearDiceModel)
+    assert fitted.influence is not None
+    values = replace(fitted.model, features=features).evaluate(problem.policy, problem.data)
+    c = problem.ratio_scale * np.where(problem.used, values.zeta, 0.0)
+    tests, std_error = feature_diagnostics(problem, features, c), verdicts.standard_error(fitted.influence)
+    outside = try_outside(problem, features, c, tests["lstdq"])
+    zeta = learned.features.own_zeta(problem.data)
+    network_value = problem.mass * problem.mean(zeta * problem.data.rewards, np.zeros(problem.n_values))
+    diagnostics, findings = learned.report(fitted.value, network_value, std_error)
+    names = ("lstdq", "condition", "specification_p", "features_p", "unsupported")
+    return Fitted(
+        replace(fitted.model, features=learned.features),
+        fitted.value,
+        fitted.influence[back],
+        {**fitted.diagnostics, **{name: tests[name] for name in names}, **outside.diagnostics(), **diagnostics},
+        [
+            *fitted.findings,
+            *findings,
+            verdicts.judge_condition(tests["condition"]),
+            verdicts.judge_specification(tests["specification_p"]),
+            verdicts.judge_unsupported(tests["unsupported"]),
+            judge_outside(outside.shift, std_error),
+        ],
     )

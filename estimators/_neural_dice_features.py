@@ -1,8 +1,9 @@
 """What networks for nu and zeta have learned, as features of a linear saddle point: the last layers in closed form.
 
 Features of (s, a) are nu(s, a) and zeta(s, a) themselves, an indicator of every discrete action, and directions of the hidden
-units of both networks, in a block for each discrete action. So the linear class holds what the networks found and all
-that a change of their last layers could make of it.
+units of both networks as they are and as they were drawn, in a block for each discrete action. So the linear class holds
+what the networks found, all that a change of their last layers could make of it, and random features that training has
+not bent to where the log is thin.
 """
 
 from __future__ import annotations
@@ -73,31 +74,38 @@ class NetworkFeatures:
     ----------
     nu, zeta : Perceptron
         With an output for each discrete action.
+    drawn : tuple of Perceptron
+        The networks before training, of which hidden units are taken.
     scaling : Scaling
         Of states, actions and time.
     n_actions : int or None
         None for continuous actions.
     positive : bool
         zeta is the square of its network.
-    directions : ndarray of shape (2 width, r)
+    directions : ndarray of shape (4 width, r)
         Which combinations of hidden units are features.
+    outputs : bool
+        Whether nu and zeta themselves are.
     n_samples, random_state : int
         Of draws for continuous policies without a quadrature rule.
     """
 
     nu: Perceptron
     zeta: Perceptron
+    drawn: tuple[Perceptron, ...]
     scaling: Scaling
     n_actions: int | None
     positive: bool
     directions: FloatArray
     n_samples: int
     random_state: int
+    outputs: bool = True
 
     @classmethod
     def learned(
         cls,
         networks: tuple[MLP, MLP],
+        drawn: tuple[MLP, MLP],
         scaling: Scaling,
         data: LoggedDataset,
         *,
@@ -105,10 +113,11 @@ class NetworkFeatures:
         n_samples: int,
         random_state: int,
     ) -> NetworkFeatures:
-        """Take the networks for nu and zeta and choose the directions of their hidden units from a log."""
+        """Take the networks for nu and zeta and order the directions of their hidden units by how much they vary in a log."""
         nu, zeta = (Perceptron.of(network) for network in networks)
+        before = tuple(Perceptron.of(network) for network in drawn)
         n_actions = data.n_actions if data.discrete else None
-        bare = cls(nu, zeta, scaling, n_actions, positive, np.zeros((0, 0)), n_samples, random_state)
+        bare = cls(nu, zeta, before, scaling, n_actions, positive, np.zeros((0, 0)), n_samples, random_state)
         inputs = bare._inputs(data.states, ragged.step_index(data.offsets), None if data.discrete else data.actions)
         return replace(bare, directions=main_directions(bare._hidden(inputs), bare._budget(data)))
 
@@ -121,7 +130,18 @@ class NetworkFeatures:
     @property
     def n_features(self) -> int:
         """How many there are."""
-        return int(self.directions.shape[1] + 1) * (self.n_actions or 1) + 2
+        return int(self.directions.shape[1] + 1) * (self.n_actions or 1) + 2 * self.outputs
+
+    def columns(self, n_directions: int, outputs: bool) -> IntArray:
+        """Return where the features of `part` stand among these."""
+        top = self.directions.shape[1]
+        inside = np.append(np.arange(n_directions), top)
+        blocks = [a * (top + 1) + inside for a in range(self.n_actions or 1)]
+        return np.concatenate([*blocks, np.arange(self.n_features - 2, self.n_features)] if outputs else blocks)
+
+    def part(self, n_directions: int, outputs: bool) -> NetworkFeatures:
+        """Return the first directions only, with nu and zeta themselves or without."""
+        return replace(self, directions=self.directions[:, :n_directions], outputs=outputs)
 
     # ---------------------------------------------------------------- states and actions
 
@@ -135,35 +155,55 @@ class NetworkFeatures:
         return np.hstack(parts)
 
     def _hidden(self, inputs: FloatArray) -> FloatArray:
-        return np.hstack([self.nu.hidden(inputs), self.zeta.hidden(inputs)])
+        return np.hstack([network.hidden(inputs) for network in (self.nu, self.zeta, *self.drawn)])
 
-    def _look(self, inputs: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return the hidden directions with a constant (n, r + 1), and nu and zeta of every output (n, A, 2)."""
-        hidden = self._hidden(inputs)
-        split = self.nu.layers[-1][0].shape[0]
-        nu, zeta = self.nu.output(hidden[:, :split]), self.zeta.output(hidden[:, split:])
-        basis = np.hstack([hidden @ self.directions, np.ones((len(hidden), 1))])
-        return basis, np.stack([nu, zeta**2 if self.positive else zeta], axis=2)
+    def _outputs(self, hidden: FloatArray) -> FloatArray:
+        """Return nu and zeta of every output, shape (n, A, 2), or nothing (n, A, 0) where they are no features."""
+        width = self.nu.layers[-1][0].shape[0]
+        nu, zeta = self.nu.output(hidden[:, :width]), self.zeta.output(hidden[:, width : 2 * width])
+        found = np.stack([nu, zeta**2 if self.positive else zeta], axis=2)
+        return found if self.outputs else found[:, :, :0]
+
+    def _basis(self, hidden: FloatArray) -> FloatArray:
+        """Return the directions with a constant, shape (n, r + 1)."""
+        return np.hstack([hidden @ self.directions, np.ones((len(hidden), 1))])
 
     def logged(self, states: FloatArray, steps: IntArray, actions: npt.NDArray[Any]) -> FloatArray:
         """Return the features of states and actions, shape (n, k)."""
         if self.n_actions is None:
-            basis, outputs = self._look(self._inputs(states, steps, actions))
-            return np.hstack([basis, outputs[:, 0]])
-        basis, outputs = self._look(self._inputs(states, steps, None))
+            return self.over_nodes(states, steps, np.ones(1), actions[None])
+        hidden = self._hidden(self._inputs(states, steps, None))
+        basis, outputs = self._basis(hidden), self._outputs(hidden)
         rows, blocks = np.arange(len(basis)), np.zeros((len(basis), self.n_actions, basis.shape[1]))
         blocks[rows, actions] = basis
         return np.hstack([blocks.reshape(len(basis), -1), outputs[rows, actions]])
 
+    def over_nodes(
+        self, states: FloatArray, steps: IntArray, weights: FloatArray, nodes: npt.NDArray[Any]
+    ) -> FloatArray:
+        """Return their expectation over continuous actions, nodes (J, n, d) of weights (J,), shape (n, k)."""
+        mean, outputs = np.zeros((1, 1)), np.zeros((1, 1))
+        for weight, actions in zip(weights, nodes, strict=True):
+            hidden = self._hidden(self._inputs(states, steps, actions))
+            mean, outputs = mean + weight * hidden, outputs + weight * self._outputs(hidden)[:, 0]
+        return np.hstack([self._basis(mean), outputs])
+
     def averaged(self, states: FloatArray, steps: IntArray, probs: FloatArray) -> FloatArray:
         """Return their expectation over discrete actions of probabilities (n, A), shape (n, k)."""
-        basis, outputs = self._look(self._inputs(states, steps, None))
+        hidden = self._hidden(self._inputs(states, steps, None))
+        basis, outputs = self._basis(hidden), self._outputs(hidden)
         blocks = probs[:, :, None] * basis[:, None, :]
         return np.hstack([blocks.reshape(len(basis), -1), np.einsum("na,nao->no", probs, outputs)])
 
     def own_zeta(self, data: LoggedDataset) -> FloatArray:
         """Return the zeta of the network itself on the rows of a log, shape (n,)."""
-        return self.logged(data.states, ragged.step_index(data.offsets), data.actions)[:, -1]
+        bare = replace(self, directions=self.directions[:, :0], outputs=True)
+        return bare.logged(data.states, ragged.step_index(data.offsets), data.actions)[:, -1]
+
+    def own_start(self, policy: Policy, data: LoggedDataset) -> FloatArray:
+        """Return the nu of the network itself at the first states, under a candidate, shape (n_episodes,)."""
+        bare = replace(self, directions=self.directions[:, :0], outputs=True)
+        return bare.seen(policy, data).start[:, -2]
 
     # ---------------------------------------------------------------- blocks of a log
 
@@ -176,10 +216,7 @@ class NetworkFeatures:
         nodes, weights = (
             row_nodes(policy, block, *draws) if final is None else final_nodes(policy, block, final, *draws)
         )
-        total = np.zeros(1)
-        for weight, actions in zip(weights, nodes, strict=True):
-            total = total + weight * self.logged(rows.states, steps, actions)
-        return total
+        return self.over_nodes(rows.states, steps, weights, nodes)
 
     def seen(self, policy: Policy, block: LoggedDataset) -> FeatureBlock:
         """Return a block of whole episodes as least-squares temporal differences in these features see it."""
@@ -229,6 +266,15 @@ class Remembered:
         if 3 * seen.phi.nbytes <= REMEMBERED_BYTES:
             self._seen = seen
         return seen
+
+    def part(self, n_directions: int, outputs: bool) -> Remembered:
+        """Return what is remembered of the first directions only, with nu and zeta themselves or without."""
+        kept = Remembered(self.inner.part(n_directions, outputs), self._data, self._policy)
+        if self._seen is not None:
+            columns = self.inner.columns(n_directions, outputs)
+            parts = {name: getattr(self._seen, name)[:, columns] for name in ("phi", "phi_bar", "phi_next")}
+            kept._seen = replace(self._seen, **parts)
+        return kept
 
     def __call__(self, policy: Policy, block: LoggedDataset) -> FlowBlock:
         return as_flow(self.seen(policy, block))

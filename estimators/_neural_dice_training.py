@@ -7,27 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ope.estimators._candidates import CandidateTable
-from ope.estimators._dice_problem import DiceProblem, NeuralFunctions
+from ope.estimators._dice_problem import DiceProblem, Lagrangian, NeuralFunctions
 from ope.estimators._neural_fqe_problem import ActionScaling, Problem, Scaling
-from ope.estimators._neural_fqe_values import QNetworks
-from ope.neural.device import resolve_device
+from ope.estimators._neural_fqe_values import QNetworks, Seen
 from ope.neural.generators import derive_seed
 from ope.neural.history import Tensors, TrainingStatus
 from ope.neural.networks import MLP, FlatParameters
 from ope.neural.training import TrainingPlan, TrainingStep, train
 from ope.neural.transitions import Batch, BatchSampler, Standardizer
-from ope.policy import Policy
 
 WINDOWS = 20
 CHECKS = 10
 NODES = 5
 # The ascent in zeta is the faster of the two unless told otherwise: nu then descends along an almost solved inner problem.
 ZETA_RATE = 3.0
-AUGMENTED = 1.0
 
 
 class OptimisticAdam:
@@ -137,7 +133,7 @@ class Saddle:
     after : Tensor of shape (n,)
         Which function of the absorbing state follows a row; -1 for none.
     start : float
-        Weight of the term of the first states: 1, or 0 where nu is fitted to rewards alone.
+        Weight of the term of the first states: 1, or 0 where nu is fitted to the rewards alone, as by minimax Q learning.
     """
 
     problem: Problem
@@ -153,7 +149,7 @@ class Saddle:
     live: float
     edge: torch.Tensor
     after: torch.Tensor
-    start: float = 1.0
+    start: float
 
     def f(self, x: torch.Tensor) -> torch.Tensor:
         """Return |x|^p / p."""
@@ -164,7 +160,7 @@ class Saddle:
         return x.square() if self.positive else x
 
 
-def build_saddle(problem: DiceProblem, policies: Sequence[Policy], settings: NeuralFunctions) -> Saddle:
+def build_saddle(problem: DiceProblem, table: CandidateTable, scaling: Scaling, start: float) -> Saddle:
     """Put a problem and its candidates on the device.
 
     Notes
@@ -174,17 +170,8 @@ def build_saddle(problem: DiceProblem, policies: Sequence[Policy], settings: Neu
     several times sooner than by descent on the squared flow, which a_nu alone amounts to.
     """
     data, lagrangian = problem.data, problem.lagrangian
-    device = resolve_device(settings.device, "NeuralFunctions")
-    scaling = fit_scaling(problem)
-    table = CandidateTable.build(
-        data,
-        policies,
-        device=device,
-        actions=scaling.actions,
-        n_samples=problem.n_samples,
-        random_state=problem.random_state,
-    )
-    tied = lagrangian.a_nu > 0.0 and (lagrangian.reward or lagrangian.a_zeta > 0.0)
+    device = table.start_index.device
+    tied = is_tied(lagrangian)
     edge = problem.absorbing_weight / problem.total
     return Saddle(
         Problem.build(data, table, scaling, problem.gamma, device),
@@ -200,11 +187,17 @@ def build_saddle(problem: DiceProblem, policies: Sequence[Policy], settings: Neu
         live=1.0 - float(edge.sum()),
         edge=torch.as_tensor(edge, dtype=torch.float32, device=device),
         after=torch.as_tensor(_after(problem), device=device),
+        start=start,
     )
 
 
+def is_tied(lagrangian: Lagrangian) -> bool:
+    """Return whether the regularisers move zeta, so that their sizes and the sign of the rewards matter."""
+    return lagrangian.a_nu > 0.0 and (lagrangian.reward or lagrangian.a_zeta > 0.0)
+
+
 def fit_scaling(problem: DiceProblem) -> Scaling:
-    """Take the units from a log; that of rewards carries the sign of their mean."""
+    """Take the units from a log; that of rewards carries the sign of their mean where it does not matter to zeta."""
     data = problem.data
     low, high = np.full(1, -np.inf), np.full(1, np.inf)
     actions = None
@@ -212,7 +205,7 @@ def fit_scaling(problem: DiceProblem) -> Scaling:
         inside = Standardizer.fit(data.actions)
         actions = ActionScaling(inside.shift, inside.scale, low, high)
     size = float(np.sqrt(np.mean(data.rewards**2))) or 1.0
-    unit = -size if float(data.rewards.mean()) < 0.0 else size
+    unit = -size if float(data.rewards.mean()) < 0.0 and not is_tied(problem.lagrangian) else size
     return Scaling(Standardizer.fit(data.states), actions, problem.horizon, unit, 0.0, -np.inf, np.inf)
 
 
@@ -265,13 +258,13 @@ class SaddleStep(TrainingStep):
         self.polyak = min(1.0, WINDOWS / settings.n_updates)
 
     def _start_from_constants(self, last: int) -> None:
-        # zeta = 1, and the constant nu that belongs to it: the slowest direction of all is then almost right.
+        # zeta = 1 (0 without first states) and the constant nu that belongs to it: the slowest direction is then almost right.
         s = self.saddle
         for part in (f"bias{last}", "edge"):
-            self.zeta.parameters.constants[part].fill_(1.0)
+            self.zeta.parameters.constants[part].fill_(s.start)
             if s.a_nu == 0.0:
                 mean = float(s.problem.transitions.rewards.mean()) if s.reward and part != "edge" else 0.0
-                self.nu.parameters.constants[part].add_(mean - s.a_zeta)
+                self.nu.parameters.constants[part].add_(mean - s.start * s.a_zeta)
 
     def update(self, batch: Batch) -> Tensors:
         """Take one step of all players, then one Polyak step."""
@@ -284,33 +277,25 @@ class SaddleStep(TrainingStep):
 
     def lagrangian(self, batch: Batch) -> Tensors:
         """Return the Lagrangian of each model on a batch, with the dual value and E zeta beside it, each (K,)."""
-        s, problem = self.saddle, self.saddle.problem
-        rows = batch.rows
+        s, rows, here = self.saddle, batch.rows, self.nets.logged(batch.rows)
         lam = self.nu.parameters.views["lam"] if s.norm_penalty > 0.0 else torch.zeros(1, device=rows.device)
-        edge_nu, edge_zeta = s.nu_scale * self.nu.parameters.views["edge"], self.zeta.parameters.views["edge"]
-        nu, zeta = self._nu(self.nets.logged(rows)), s.zeta(self.nets.q(self.nets.logged(rows), self.zeta))
-        ahead = self._nu(self._candidate(batch.next_rows)) * problem.transitions.continues[rows]
+        edge_nu, edge_zeta = s.nu_scale * self.nu.parameters.views["edge"], s.zeta(self.zeta.parameters.views["edge"])
+        nu, zeta = self._nu(here), s.zeta(self.nets.q(here, self.zeta))
         after = s.after[rows[0]]
+        ahead = self._nu(self._candidate(batch.next_rows)) * s.problem.transitions.continues[rows]
         ahead = ahead + torch.where(after >= 0, edge_nu[:, after.clamp(min=0)], 0.0)
-        rewards = problem.transitions.rewards[rows]
-        live = self._terms(nu, ahead, zeta, rewards, lam).mean(dim=1)
-        total = s.live * live + self._edge_terms(edge_nu, s.zeta(edge_zeta), lam)
-        start = s.start * s.k * self._nu(self._candidate(self._starts(rows.shape[1]))).mean(dim=1)
-        norm = lam[..., 0] + (lam[..., 0].square() / (2.0 * s.norm_penalty) if s.norm_penalty > 0.0 else 0.0)
-        dual = s.live * (zeta * rewards).mean(dim=1) / s.k
-        mean = s.live * zeta.mean(dim=1) + (s.edge * s.zeta(edge_zeta)).sum(dim=1)
+        rewards = s.problem.transitions.rewards[rows]
+        total = s.live * self._terms(nu, ahead, zeta, rewards, lam).mean(dim=1)
+        total = total + self._edge_terms(edge_nu, edge_zeta, lam)
+        if s.start:
+            total = total + s.k * self._nu(self._candidate(self._starts(rows.shape[1]))).mean(dim=1)
+        mean = s.live * zeta.mean(dim=1) + (s.edge * edge_zeta).sum(dim=1)
         if s.norm_penalty > 0.0:
-            norm = (
-                norm
-                - 0.5
-                * AUGMENTED
-                * (
-                    s.live * reversed_gradient(zeta).mean(dim=1)
-                    + (s.edge * reversed_gradient(s.zeta(edge_zeta))).sum(dim=1)
-                    - 1.0
-                ).square()
-            )
-        return {"lagrangian": start + norm + total, "dual": problem.scaling.unit * dual, "mean_zeta": mean}
+            # The square of the norm's error changes no saddle point and damps the rotation of lambda against zeta.
+            total = total + lam[:, 0] + lam[:, 0].square() / (2.0 * s.norm_penalty)
+            total = total - 0.5 * (reversed_gradient(mean) - 1.0).square()
+        dual = s.problem.scaling.unit * s.live * (zeta * rewards).mean(dim=1) / s.k
+        return {"lagrangian": total, "dual": dual, "mean_zeta": mean}
 
     def _terms(
         self,
@@ -333,10 +318,10 @@ class SaddleStep(TrainingStep):
         ahead = torch.cat([nu[:, 1:], last], dim=1)
         return (self.saddle.edge * self._terms(nu, ahead, zeta, 0.0, lam)).sum(dim=1)
 
-    def _nu(self, seen: object) -> torch.Tensor:
-        return self.saddle.nu_scale * self.nets.q(seen, self.nu)  # type: ignore[arg-type]
+    def _nu(self, seen: Seen) -> torch.Tensor:
+        return self.saddle.nu_scale * self.nets.q(seen, self.nu)
 
-    def _candidate(self, rows: torch.Tensor) -> object:
+    def _candidate(self, rows: torch.Tensor) -> Seen:
         uniform = torch.rand(rows.shape, generator=self.noise).to(rows.device)
         return self.nets.candidate(rows, NODES, uniform)
 
@@ -359,23 +344,32 @@ class TrainedSaddle:
     ----------
     networks : list of K pairs of MLP
         nu and zeta, on the CPU.
+    drawn : pair of MLP
+        The same for all, before training.
     checks : list of K lists of pairs of MLP
         The same on the way, the last being those of `networks`.
     statuses : tuple of K TrainingStatus
-    histories : tuple of K DataFrame
     scaling : Scaling
     """
 
     networks: list[tuple[MLP, MLP]]
+    drawn: tuple[MLP, MLP]
     checks: list[list[tuple[MLP, MLP]]]
     statuses: tuple[TrainingStatus, ...]
-    histories: tuple[pd.DataFrame, ...]
     scaling: Scaling
 
 
-def train_saddle(problem: DiceProblem, saddle: Saddle, settings: NeuralFunctions) -> TrainedSaddle:
-    """Train the networks of all candidates."""
+def train_saddle(
+    problem: DiceProblem,
+    table: CandidateTable,
+    scaling: Scaling,
+    settings: NeuralFunctions,
+    start: float = 1.0,
+) -> TrainedSaddle:
+    """Train the networks of all candidates in the table; `problem` stands for all of them."""
+    saddle = build_saddle(problem, table, scaling, start)
     step = SaddleStep(saddle, settings, problem.random_state)
+    before = step.snapshot()
     transitions = saddle.problem.transitions
     seed = derive_seed(problem.random_state, "batches")
     sampler = BatchSampler(transitions, [seed], settings.batch_size, problem.row_weight[None])
@@ -394,8 +388,8 @@ def train_saddle(problem: DiceProblem, saddle: Saddle, settings: NeuralFunctions
     models = range(step.n_models)
     return TrainedSaddle(
         [pair(result.snapshot, k) for k in models],
+        pair(before, 0),
         [[pair(rows, 0) for _, rows in result.checkpoints_of(k)] for k in models],
         result.statuses,
-        result.histories,
-        saddle.problem.scaling,
+        scaling,
     )

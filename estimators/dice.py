@@ -9,10 +9,8 @@ from typing import Any, Literal
 import numpy as np
 from typing_extensions import Self
 
-from ope.dataset import LoggedDataset
-from ope.estimators._dice_base import Fitted, SaddleEstimator, check_terminal
-from ope.estimators._dice_flow import FlowFeatures
-from ope.estimators._dice_problem import DiceProblem, Lagrangian, NeuralFunctions, Terminal
+from ope.estimators._dice_base import SaddleEstimator, check_terminal
+from ope.estimators._dice_problem import Lagrangian, NeuralFunctions, Terminal
 from ope.validation import check_number
 
 __all__ = ["DICE", "NeuralFunctions"]
@@ -52,7 +50,7 @@ class DICE(SaddleEstimator):
     features : "auto", "identity" or scikit-learn transformer
         Features of nu and zeta, as for `LSTDQ`; tabular with one-hot states.
     network : NeuralFunctions or None
-        Settings of networks for nu and zeta; None for linear classes, solved in closed form.
+        Settings of networks for nu and zeta; None for linear classes.
     stationary : bool
         Treat a horizon end as a truncation and report the infinite-horizon value. Otherwise, with a horizon in the log, there is
         a nu_t and a zeta_t for every step.
@@ -74,9 +72,14 @@ class DICE(SaddleEstimator):
     flow, and ``flow_shift`` says by how much it moves the value. zeta >= 0 is a convex program, solved exactly; ``residual`` is
     what is left of its optimality conditions.
 
-    psi is the derivative of the saddle point in the weights of the episodes, rows on which zeta = 0 binds staying bound. A network has
-    none: pair it with a Q function, `DoubleReinforcementLearning`. With both a_nu > 0 and the reward in the Lagrangian the
-    value does not scale with the rewards.
+    psi is the derivative of the saddle point in the weights of the episodes, rows on which zeta = 0 binds staying bound. With both a_nu > 0
+    and the reward in the Lagrangian the value does not scale with the rewards.
+
+    Networks descend in nu and lambda and ascend in zeta at once, by optimistic Adam. The value is not theirs, which is
+    ``network_value``: their hidden units, as trained and as drawn, and their outputs become the features of the linear problem
+    without zeta >= 0, as many of them as Lepski's rule finds that the log can carry, and it is solved in closed form. psi
+    takes these features as given; ``drift`` is how far the value still moved as training went on, ``richer_shift`` what it would move by
+    with random waves among the features. ``features`` must then be "auto".
 
     References
     ----------
@@ -186,13 +189,6 @@ class DICE(SaddleEstimator):
             if not isinstance(value, bool | np.bool_):
                 raise TypeError(f"{owner}: `{name}` must be True or False, got {value!r}; pass one of them.")
         check_terminal(owner, self.terminal, bool(self.norm), "norm=True", "norm=False")
-        self._check_network(owner)
-
-    def _check_network(self, owner: str) -> None:
-        if self.network is not None and not isinstance(self.network, NeuralFunctions):
-            raise TypeError(
-                f"{owner}: `network` must be NeuralFunctions or None, got {self.network!r}; pass NeuralFunctions() for networks."
-            )
         if self.network is None and self.power != 2.0 and self.nu_regularizer > 0.0:
             raise ValueError(
                 f"{owner}: `power` must be 2 in linear classes with nu_regularizer > 0, got {self.power!r}; pass power=2, nu_regularizer=0 or a network."
@@ -211,13 +207,3 @@ class DICE(SaddleEstimator):
             float(self.power),
             terminal,
         )
-
-    def _flow_features(self, data: LoggedDataset) -> FlowFeatures | None:
-        return super()._flow_features(data) if self.network is None else None
-
-    def _solve(self, problem: DiceProblem, features: FlowFeatures | None) -> Fitted:
-        if self.network is None:
-            return super()._solve(problem, features)
-        from ope.estimators._neural_dice import fit_networks
-
-        return fit_networks(problem, self.network)

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ope.estimators._dice_base import Fitted, SaddleEstimator, check_terminal, solve_linear
+from ope.estimators._dice_base import Fitted, SaddleEstimator, check_linear_only, check_terminal, solve_linear
 from ope.estimators._dice_flow import FlowFeatures
-from ope.estimators._dice_problem import DiceProblem, Lagrangian, Terminal
+from ope.estimators._dice_problem import DiceProblem, Lagrangian, NeuralFunctions, Terminal
 from ope.validation import FloatArray, check_number
 
 __all__ = ["GradientDICE", "gradient_dice_coefficients"]
@@ -45,7 +45,7 @@ def gradient_dice_coefficients(
 
 
 class GradientDICE(SaddleEstimator):
-    """GradientDICE in linear classes, in closed form: the ratio whose Bellman flow and norm are least violated.
+    """GradientDICE, in closed form or with networks: the ratio whose Bellman flow and norm are least violated.
 
     Parameters
     ----------
@@ -56,15 +56,17 @@ class GradientDICE(SaddleEstimator):
     norm_penalty : float
         Weight lambda of (E tau - 1)^2 / 2; 0 leaves the norm out.
     ridge : float
-        Penalty on the squared coefficients of the ratio; ``flow_shift`` is what it moves.
+        Penalty on the squared coefficients of the ratio; ``flow_shift`` is what it moves. In linear classes only.
     terminal : {"auto", "absorbing", "zero"}
         As for `DICE`: the norm needs the absorbing state. "auto": "absorbing" where norm_penalty > 0, else "zero".
+    network : NeuralFunctions or None
+        Settings of networks for the ratio and the test function, as for `DICE`; None for linear classes.
     stationary : bool
         Treat a horizon end as a truncation and report the infinite-horizon value. Otherwise there is a tau_t for every step.
     n_samples : int
         Draws per state for continuous policies without a quadrature rule.
     random_state : int
-        Seed of these draws, and of features whose own `random_state` is None.
+        Seed of these draws, of networks, and of features whose own `random_state` is None.
 
     Notes
     -----
@@ -99,6 +101,7 @@ class GradientDICE(SaddleEstimator):
         norm_penalty: float = 1.0,
         ridge: float = 0.0,
         terminal: Literal["auto", "absorbing", "zero"] = "auto",
+        network: NeuralFunctions | None = None,
         stationary: bool = False,
         n_samples: int = 16,
         random_state: int = 0,
@@ -108,6 +111,7 @@ class GradientDICE(SaddleEstimator):
         self.norm_penalty = norm_penalty
         self.ridge = ridge
         self.terminal = terminal
+        self.network = network
         self.stationary = stationary
         self.n_samples = n_samples
         self.random_state = random_state
@@ -117,6 +121,7 @@ class GradientDICE(SaddleEstimator):
         owner = type(self).__name__
         check_number(owner, "ridge", self.ridge, "a number of at least 0", "pass ridge=0 for none", 0.0)
         check_number(owner, "norm_penalty", self.norm_penalty, "a number of at least 0", "1 is usual", 0.0)
+        check_linear_only(owner, "ridge", self.ridge, 0.0, self.network)
         check_terminal(owner, self.terminal, bool(self.norm_penalty > 0), "norm_penalty > 0", "norm_penalty=0")
 
     def _lagrangian(self) -> Lagrangian:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from scipy import linalg, sparse
@@ -12,19 +13,22 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._dice_base import feature_diagnostics, ratio_diagnostics
-from ope.estimators._dice_flow import ActionFeatures, flow_blocks, flow_sums
+from ope.estimators._dice_base import check_linear_only, check_network, feature_diagnostics, ratio_diagnostics
+from ope.estimators._dice_flow import ActionFeatures, FlowFeatures, flow_blocks, flow_sums
 from ope.estimators._dice_kernel import check_discriminator, discriminator_basis
 from ope.estimators._dice_linear import Coordinates, flow_matrix, span
-from ope.estimators._dice_problem import DiceProblem, Lagrangian, following, steps_of
+from ope.estimators._dice_problem import DiceProblem, Lagrangian, NeuralFunctions, following, steps_of
 from ope.estimators._features import check_features, fit_basis
 from ope.estimators._importance import unlogged_mass
-from ope.estimators._q import QEstimator
+from ope.estimators._q import QEstimator, QModel
 from ope.estimators._saddle import Inverse
 from ope.estimators.lstdq import LinearQModel
 from ope.policy import Policy, Requirement
 from ope.validation import FloatArray, check_integer, check_number
 from ope.verdict import Level, Verdict
+
+if TYPE_CHECKING:
+    from ope.estimators._neural_minimax import NetworkQ
 
 __all__ = ["MinimaxQLearning", "mql_coefficients"]
 
@@ -77,13 +81,24 @@ class MinimaxQFit:
         return float(np.linalg.norm(self.error))
 
 
-def solve(problem: DiceProblem, features: ActionFeatures, ridge: float, ball: bool) -> MinimaxQFit:
+@dataclass(frozen=True, eq=False)
+class FittedQ:
+    """A fit, its influence (n_episodes,), its ratios of visits (n,), and what there is to say of it."""
+
+    fit: MinimaxQFit
+    influence: FloatArray
+    ratios: FloatArray
+    diagnostics: Mapping[str, Any]
+    findings: list[verdicts.Finding]
+
+
+def solve(problem: DiceProblem, features: FlowFeatures, ridge: float, ball: bool) -> MinimaxQFit:
     """Fit Q.
 
     Parameters
     ----------
     problem : DiceProblem
-    features : ActionFeatures
+    features : FlowFeatures
         Those of the discriminators as zeta, those of Q as nu.
     ridge : float
     ball : bool
@@ -121,7 +136,7 @@ def _least_squares(
     return normal(A.T @ reward), normal(start)
 
 
-def influence(problem: DiceProblem, features: ActionFeatures, fit: MinimaxQFit) -> tuple[FloatArray, FloatArray]:
+def influence(problem: DiceProblem, features: FlowFeatures, fit: MinimaxQFit) -> tuple[FloatArray, FloatArray]:
     """Return psi (n_episodes,) and the ratios of visits by which Bellman errors count in the value (n,).
 
     Notes
@@ -153,7 +168,7 @@ def _dot(a: FloatArray, b: FloatArray) -> FloatArray:
 
 
 class MinimaxQLearning(QEstimator):
-    """Minimax Q learning in closed form: a linear Q function against linear or kernel discriminators.
+    """Minimax Q learning: a Q function against linear, kernel or neural discriminators.
 
     Parameters
     ----------
@@ -167,13 +182,15 @@ class MinimaxQLearning(QEstimator):
     n_components : int
         Points that stand for the kernel space.
     ridge : float
-        Penalty on the squared coefficients of Q.
+        Penalty on the squared coefficients of Q. In linear classes only.
+    network : NeuralFunctions or None
+        Settings of networks for Q and the discriminator, as for `DICE`; None for linear classes.
     stationary : bool
         Treat a horizon end as a truncation and report the infinite-horizon value. Otherwise there is a Q for every step.
     n_samples : int
         Draws per state for continuous policies without a quadrature rule.
     random_state : int
-        Seed of these draws, of the kernel's points, and of features whose own `random_state` is None.
+        Seed of these draws, of networks, of the kernel's points, and of features whose own `random_state` is None.
 
     Notes
     -----
@@ -208,6 +225,7 @@ class MinimaxQLearning(QEstimator):
         discriminator: Any = None,
         n_components: int = 100,
         ridge: float = 0.0,
+        network: NeuralFunctions | None = None,
         stationary: bool = False,
         n_samples: int = 16,
         random_state: int = 0,
@@ -217,6 +235,7 @@ class MinimaxQLearning(QEstimator):
         self.discriminator = discriminator
         self.n_components = n_components
         self.ridge = ridge
+        self.network = network
         self.stationary = stationary
         self.n_samples = n_samples
         self.random_state = random_state
@@ -229,17 +248,29 @@ class MinimaxQLearning(QEstimator):
         check_integer(owner, "n_components", self.n_components, 1, "100 is usual")
         check_number(owner, "ridge", self.ridge, "a number of at least 0", "pass ridge=0 for none", 0.0)
         check_integer(owner, "n_samples", self.n_samples, 1)
+        check_network(owner, self.network)
+        check_linear_only(owner, "features", self.features, "auto", self.network)
+        check_linear_only(owner, "ridge", self.ridge, 0.0, self.network)
+        check_linear_only(owner, "discriminator", self.discriminator, None, self.network)
         check_integer(owner, "random_state", self.random_state, 0, "pass a seed")
 
-    def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> LinearQModel:
+    def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> QModel:
         """Fit theta and return the Q function."""
-        problem, features = self._problem(data, policy, episode_weight), self._features(data)
+        problem = self._problem(data, policy, episode_weight)
+        if self.network is not None:
+            return _train(problem, self.network).model
+        features = self._features(data)
         basis = features.basis if features.nu_basis is None else features.nu_basis
         theta = self._solve(problem, features).theta
         return LinearQModel(basis, theta, problem.stationary, self.n_samples, self.random_state)
 
     def _problem(self, data: LoggedDataset, policy: Policy, weight: FloatArray) -> DiceProblem:
         horizon = None if self.stationary else data.horizon
+        if self.network is not None and horizon is None and self._gamma == 1.0:
+            raise ValueError(
+                f"{type(self).__name__}.fit: `gamma` must be below 1 without a horizon where networks are trained, got 1.0; pass gamma < 1, a log with a "
+                "horizon, or network=None."
+            )
         weight = weight / weight.mean()
         return DiceProblem(data, policy, weight, Lagrangian(), self._gamma, horizon, self.n_samples, self.random_state)
 
@@ -253,31 +284,46 @@ class MinimaxQLearning(QEstimator):
         return solve(problem, features, float(self.ridge), self.discriminator is not None or self.ridge > 0)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        problem, features = self._problem(data, policy, weight), self._features(data)
-        fit = self._solve(problem, features)
-        psi, c = influence(problem, features, fit)
-        own = features if features.nu_basis is None else replace(features, basis=features.nu_basis, nu_basis=None)
+        problem = self._problem(data, policy, weight)
+        found = self._fit_linear(problem) if self.network is None else _train(problem, self.network)
         diagnostics: dict[str, Any] = {
-            "ess": ratio_diagnostics(problem, c)["ess"],
-            **verdicts.influence_diagnostics(psi),
-            "bellman_error": fit.bellman_error,
-            **feature_diagnostics(problem, own, c),
+            "ess": ratio_diagnostics(problem, found.ratios)["ess"],
+            **verdicts.influence_diagnostics(found.influence),
+            "bellman_error": found.fit.bellman_error,
+            **found.diagnostics,
             "truncated_share": verdicts.truncated_share(data),
             "left_out_transitions": int((~problem.used).sum()),
         }
+        value, psi = found.fit.value, found.influence
         findings = [
-            verdicts.judge_finite(fit.value, psi),
-            verdicts.judge_range(fit.value, data, self._gamma, problem.stationary, Level.REFUSE),
+            verdicts.judge_finite(value, psi),
+            verdicts.judge_range(value, data, self._gamma, problem.stationary, Level.REFUSE),
+            verdicts.judge_width(psi, data, self._gamma, problem.stationary),
             *verdicts.linear_findings(diagnostics),
-            verdicts.judge_discriminators(fit.value - diagnostics["lstdq"], verdicts.standard_error(psi)),
+            *found.findings,
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]
         return self._result(
             data,
             name,
-            value=fit.value,
+            value=value,
             influence=psi,
             horizon=problem.horizon,
             diagnostics=diagnostics,
             verdict=Verdict.of(findings),
         )
+
+    def _fit_linear(self, problem: DiceProblem) -> FittedQ:
+        features = self._features(problem.data)
+        fit = self._solve(problem, features)
+        psi, c = influence(problem, features, fit)
+        own = features if features.nu_basis is None else replace(features, basis=features.nu_basis, nu_basis=None)
+        tests = feature_diagnostics(problem, own, c)
+        gap = verdicts.judge_discriminators(fit.value - tests["lstdq"], verdicts.standard_error(psi))
+        return FittedQ(fit, psi, c, tests, [gap])
+
+
+def _train(problem: DiceProblem, network: NeuralFunctions) -> NetworkQ:
+    from ope.estimators._neural_minimax import fit_q_network
+
+    return fit_q_network(problem, network)

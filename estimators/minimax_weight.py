@@ -9,10 +9,10 @@ import numpy as np
 
 from ope.dataset import LoggedDataset
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._dice_base import Fitted, SaddleEstimator, solve_linear
+from ope.estimators._dice_base import Fitted, SaddleEstimator, check_linear_only, solve_linear
 from ope.estimators._dice_flow import ActionFeatures, FlowFeatures
 from ope.estimators._dice_kernel import check_discriminator, discriminator_basis
-from ope.estimators._dice_problem import DiceProblem, Lagrangian
+from ope.estimators._dice_problem import DiceProblem, Lagrangian, NeuralFunctions
 from ope.estimators._features import fit_basis
 from ope.validation import FloatArray, check_integer, check_number
 
@@ -40,7 +40,7 @@ def mwl_coefficients(moments: FloatArray, start: FloatArray, ridge: float) -> Fl
 
 
 class MinimaxWeightLearning(SaddleEstimator):
-    """Minimax weight learning in closed form: a linear ratio of visits against linear or kernel discriminators.
+    """Minimax weight learning: a ratio of visits against linear, kernel or neural discriminators.
 
     Parameters
     ----------
@@ -54,13 +54,15 @@ class MinimaxWeightLearning(SaddleEstimator):
     n_components : int
         Points that stand for the kernel space.
     ridge : float
-        Penalty on the squared coefficients of the ratio.
+        Penalty on the squared coefficients of the ratio. In linear classes only.
+    network : NeuralFunctions or None
+        Settings of networks for the ratio and the discriminator, as for `DICE`; None for linear classes.
     stationary : bool
         Treat a horizon end as a truncation and report the infinite-horizon value. Otherwise there is a ratio for every step.
     n_samples : int
         Draws per state for continuous policies without a quadrature rule.
     random_state : int
-        Seed of these draws, of the kernel's points, and of features whose own `random_state` is None.
+        Seed of these draws, of networks, of the kernel's points, and of features whose own `random_state` is None.
 
     Notes
     -----
@@ -95,6 +97,7 @@ class MinimaxWeightLearning(SaddleEstimator):
         discriminator: Any = None,
         n_components: int = 100,
         ridge: float = 0.0,
+        network: NeuralFunctions | None = None,
         stationary: bool = False,
         n_samples: int = 16,
         random_state: int = 0,
@@ -104,6 +107,7 @@ class MinimaxWeightLearning(SaddleEstimator):
         self.discriminator = discriminator
         self.n_components = n_components
         self.ridge = ridge
+        self.network = network
         self.stationary = stationary
         self.n_samples = n_samples
         self.random_state = random_state
@@ -114,6 +118,8 @@ class MinimaxWeightLearning(SaddleEstimator):
         check_discriminator(owner, self.discriminator)
         check_integer(owner, "n_components", self.n_components, 1, "100 is usual")
         check_number(owner, "ridge", self.ridge, "a number of at least 0", "pass ridge=0 for none", 0.0)
+        check_linear_only(owner, "ridge", self.ridge, 0.0, self.network)
+        check_linear_only(owner, "discriminator", self.discriminator, None, self.network)
 
     def _lagrangian(self) -> Lagrangian:
         return Lagrangian(a_nu=1.0, terminal="zero")
