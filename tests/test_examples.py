@@ -52,6 +52,14 @@ def test_own_log(tmp_path: Path) -> None:
     assert saved.is_file()
 
 
+def test_sensitivity() -> None:
+    done = _run("sensitivity.py", "--episodes", "400")
+    assert done.returncode == 0, done.stderr
+    assert "sharpe_ratio_at_2" in done.stdout
+    for parameter in ("clip", "gamma", "horizon", "odds ratio"):
+        assert f" of 60% along {parameter}: " in done.stdout
+
+
 @needs_open_bandit
 def test_open_bandit_shows_both_directions_beside_the_clicks() -> None:
     done = _run("open_bandit.py")
