@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from html import escape
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ope import ragged
+from ope.display import facts_table
 from ope.schema import End
 
 if TYPE_CHECKING:
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
 
 MAX_SHOWN = 6
 Statistics = dict[tuple[str, Any], Any]
-
-_TABLE = "border-collapse:collapse;color:inherit;font-size:90%;margin:0.3em 0"
-_CAPTION = "caption-side:top;text-align:left;font-weight:bold;padding:0.2em 0.6em"
-# Half-transparent lines and inherited text colours are readable on light and on dark pages.
-_CELL = "text-align:left;vertical-align:top;padding:0.15em 0.6em;border-top:1px solid rgba(128,128,128,0.35)"
 
 
 def one_line(data: LoggedDataset) -> str:
@@ -62,12 +57,7 @@ def describe(data: LoggedDataset) -> pd.Series[Any]:
 
 def html(data: LoggedDataset) -> str:
     """Return a small HTML table about a log, with inline styles that suit light and dark pages."""
-    rows = "".join(
-        f'<tr><th scope="row" style="{_CELL};font-weight:normal;white-space:nowrap;opacity:0.75">{escape(name)}</th>'
-        f'<td style="{_CELL}">{escape(text)}</td></tr>'
-        for name, text in _table(data)
-    )
-    return f'<table style="{_TABLE}"><caption style="{_CAPTION}">LoggedDataset</caption><tbody>{rows}</tbody></table>'
+    return facts_table("LoggedDataset", _table(data))
 
 
 def _table(data: LoggedDataset) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,7 @@ import ope
 
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "matplotlib", "minari", "statsmodels", "gymnasium")
-USERS_IMPORTS = "from ope import LoggedDataset, PolicySelector; from ope.estimators import WeightedIS"
+USERS_IMPORTS = "import ope.report; from ope import PolicySelector; from ope.estimators import WeightedIS; from ope.plotting import plot_ess"
 
 
 def _project() -> dict[str, Any]:
