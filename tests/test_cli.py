@@ -100,7 +100,7 @@ def test_table_and_decision_are_printed(log: Path, capsys: pytest.CaptureFixture
     assert code == 0
     assert "LoggedDataset(300 episodes, 900 transitions, 2 features, actions ['no', 'yes']" in out
     assert "90% interval" in out
-    assert "'more' has the highest lower bound by" in out
+    assert "'more': it has the highest lower bound by" in " ".join(out.split())
     rows = [line.split() for line in out.splitlines()]
     assert sum(row[:1] == [">"] for row in rows) == 1
     assert [row[:2] for row in rows if "today" in row[:2]] == [["today", "WeightedIS"]]
@@ -113,6 +113,16 @@ def test_parquet_output_holds_every_diagnostic(log: Path, tmp_path: Path) -> Non
     table = pd.read_parquet(results)
     assert table["estimator"].tolist() == ["WeightedIS", "DoublyRobust", "LSTDQ"]
     assert {"value", "low", "high", "lower_bound", "verdict", "reasons", "ess"} <= set(table.columns)
+
+
+def test_report_is_written_and_named(log: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    report = tmp_path / "report.html"
+    code = _evaluate(log, *KNOWN, "--candidate", "more=more", "--estimators", "WeightedIS", "--report", report)
+    assert code in (0, 1)
+    assert f"Report: {report}" in capsys.readouterr().out
+    text = report.read_text(encoding="utf-8")
+    assert f"{_weighted_is(_frame()):.4g}" in text
 
 
 def test_policy_file(log: Path, tmp_path: Path) -> None:
@@ -200,6 +210,8 @@ def test_numbers_as_labels_keep_the_type_of_the_column(tmp_path: Path, capsys: p
         (["--candidate", "more=more", "--estimators", "LSTDQ(ridge=open('x'))"], "must be Name or Name(setting=value"),
         (["--candidate", "more=more", "--output", "nowhere/results.csv"], "in a folder that exists"),
         (["--candidate", "more=more", "--output", "results.txt"], "--output must end in .csv or .parquet"),
+        (["--candidate", "more=more", "--report", "report.pdf"], "--report must end in .html"),
+        (["--candidate", "more=more", "--report", "nowhere/report.html"], "in a folder that exists"),
         (["--candidate", "more=more", "--behavior-prob", "p_drugs"], "`behavior_prob` must name a column"),
         (["--candidate", "more=more", "--gamma", "1.5"], "`gamma` must be in [0, 1], got 1.5"),
         (["--candidate", "more=more", "--level", "95"], "`level` must lie in (0, 1), got 95.0"),
@@ -331,6 +343,7 @@ def test_demo_from_log_to_truth(
         assert words in out
     results = pd.read_csv(tmp_path / "kept" / "results.csv")
     assert len(results) == 3 * 7
+    assert (tmp_path / "kept" / "report.html").exists() == ("read the report" in out)
     command = out[out.index("python -m ope evaluate") :].split("\n\n")[0].replace("\\\n", " ").split()
     again = tmp_path / "again.csv"
     assert main([*command[3:], "--estimators", "LSTDQ", "--output", str(again)]) == 0

@@ -21,6 +21,8 @@ ESTIMATORS_HELP = (
     "the one you trust most (default: WeightedIS DoublyRobust LSTDQ; without propensities LSTDQ alone)"
 )
 
+BASELINE_HELP = "what must be beaten: logged (the policy that made the log), a candidate, or none (default: logged)"
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of ``python -m ope``; the namespace that it gives has a `command`."""
@@ -79,7 +81,9 @@ def _question(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--gamma", required=True, type=float, metavar="G", help="discount factor in [0, 1]")
     group.add_argument("--candidate", required=True, action="append", metavar="NAME=SOURCE", help="repeatable")
     group.add_argument("--estimators", nargs="+", metavar="E", help=ESTIMATORS_HELP)
-    group.add_argument("--criterion", choices=("lower_bound", "value"), default="lower_bound")
+    group.add_argument("--criterion", choices=("lower_bound", "simultaneous", "value"), default="lower_bound")
+    group.add_argument("--baseline", default="logged", metavar="NAME", help=BASELINE_HELP)
+    group.add_argument("--margin", type=float, default=0.0, metavar="X", help="how much worse it may be (default: 0)")
     group.add_argument("--level", type=float, default=0.95, metavar="P", help="confidence level (default: 0.95)")
     group.add_argument("--reward-range", nargs=2, type=float, metavar=("LOW", "HIGH"), help="bounds of any reward")
     group.add_argument("--allow-overlap", action="store_true", help="value candidates that learned from this log")
@@ -87,6 +91,7 @@ def _question(group: argparse._ArgumentGroup) -> None:
 
 def _output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output", metavar="FILE", help="write the results, with all diagnostics, as .csv or .parquet")
+    group.add_argument("--report", metavar="FILE", help="write a report for people as one .html file")
     group.add_argument("--jobs", type=int, metavar="N", help="processes (default: 1)")
     _traceback(group)
 

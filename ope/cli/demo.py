@@ -271,6 +271,7 @@ def keep(folder: Path, test: LoggedDataset, candidates: Mapping[str, Policy], se
     """Write the evaluation half, the learned policies and the results, and print the command that values them."""
     write_table(test.to_pandas(), folder / "evaluation.parquet")
     write_table(selector.results_, folder / "results.csv")
+    report = _report(selector, folder / "report.html")
     sources = []
     for name, policy in candidates.items():
         if isinstance(policy, PolicyLearner):
@@ -286,8 +287,16 @@ def keep(folder: Path, test: LoggedDataset, candidates: Mapping[str, Policy], se
         f"--gamma {GAMMA}",
         *sources,
     ]
-    print(f"\nLog, policies and results are in {folder}. The same from files:\n")
+    print(f"\nLog, policies and results are in {folder}. {report} The same from files:\n")
     print(" \\\n    ".join(command))
+
+
+def _report(selector: PolicySelector, path: Path) -> str:
+    try:
+        selector.report(path, title="Demo: which policy crosses the lake?")
+    except ImportError as error:
+        return f"There is no report: {error}."
+    return f"Open {path.name} in a browser to read the report."
 
 
 def _indented(text: str) -> str:

@@ -21,6 +21,7 @@ from ope.dataset import LoggedDataset
 from ope.estimator import OffPolicyEstimator
 from ope.files import replace_file
 from ope.neural.serialization import load_policy
+from ope.plotting import require_matplotlib
 from ope.policies import ColumnPolicy
 from ope.policy import Policy
 from ope.selection import PolicySelector
@@ -33,6 +34,7 @@ POLICY_SUFFIX = ".safetensors"
 def evaluate(arguments: argparse.Namespace) -> int:
     """Run the command; return 0 if a candidate was chosen, else 1."""
     check_output(arguments.output)
+    check_report(arguments.report)
     estimators = read_estimators(arguments)
     frame = read_table(Path(arguments.log))
     candidates = read_candidates(arguments.candidate, frame)
@@ -41,6 +43,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
     selector = PolicySelector(
         estimators,
         criterion=arguments.criterion,
+        baseline=None if arguments.baseline == "none" else arguments.baseline,
+        margin=arguments.margin,
         level=arguments.level,
         allow_overlap=arguments.allow_overlap,
         n_jobs=arguments.jobs,
@@ -52,6 +56,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
     if arguments.output is not None:
         write_table(selector.results_, Path(arguments.output))
         print(f"Results with all diagnostics: {arguments.output}")
+    if arguments.report is not None:
+        selector.report(arguments.report)
+        print(f"Report: {arguments.report}")
     return 0 if selector.best_name_ is not None else 1
 
 
@@ -213,6 +220,17 @@ def check_output(output: str | None) -> None:
         raise ValueError(f"--output must end in .csv or .parquet, got {output!r}.")
     if not path.parent.is_dir():
         raise ValueError(f"--output must lie in a folder that exists, got {output!r}; make the folder.")
+
+
+def check_report(report: str | None) -> None:
+    """Raise an error before the work starts if the report could not be drawn or written."""
+    if report is None:
+        return
+    if Path(report).suffix not in (".html", ".htm"):
+        raise ValueError(f"--report must end in .html, got {report!r}.")
+    if not Path(report).parent.is_dir():
+        raise ValueError(f"--report must lie in a folder that exists, got {report!r}; make the folder.")
+    require_matplotlib()
 
 
 def write_table(frame: pd.DataFrame, path: Path) -> None:

@@ -1,9 +1,9 @@
-"""`PolicySelector`: scores candidate policies with several estimators and names the one to deploy, or says why none."""
+"""`PolicySelector`: values candidate policies with several estimators and says which to deploy, or why none."""
 
 from __future__ import annotations
 
 import copy
-import html
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,13 +15,28 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits
 from typing_extensions import Self
 
+from ope.baseline import logged_value
+from ope.comparison import Comparison
 from ope.dataset import LoggedDataset
+from ope.display import bullets, html_table, number, tag
 from ope.estimate import Estimate, Estimates, estimate_row
 from ope.estimator import OffPolicyEstimator
 from ope.policy import Policy, overlap
+from ope.selection.decision import (
+    CORRECTIONS,
+    CRITERIA,
+    CorrectedValue,
+    Evidence,
+    choose_and_correct,
+    in_words,
+    nothing_in_words,
+)
+from ope.selection.gate import ADJUSTMENTS, COLUMNS, called, gates
+from ope.selection.log_facts import LogFacts, log_facts
+from ope.selection.simultaneous import among, compared, simultaneous
+from ope.validation import check_integer, check_number
 from ope.verdict import Level
 
-CRITERIA = ("lower_bound", "value")
 RESULT_COLUMNS = ("candidate", "estimator", "value", "std_error", "low", "high", "lower_bound", "verdict", "reasons")
 
 
@@ -32,12 +47,28 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     ----------
     estimators : sequence of OffPolicyEstimator, or mapping of str to OffPolicyEstimator
         All of one gamma. Give first the one you trust most: it breaks ties.
-    criterion : {"lower_bound", "value"}
-        Choose the highest one-sided lower bound (the default, which discounts what is uncertain), or the highest value.
+    criterion : {"lower_bound", "simultaneous", "value"}
+        Choose the highest one-sided lower bound (the default, which discounts what is uncertain), the highest of bounds
+        that hold for all candidates at once, or the highest value.
+    baseline : "logged", str, Estimate or None
+        What a candidate must beat to be deployed: the logged policy (its own mean return), a candidate by name, an estimate
+        on the same episodes, or nothing.
+    margin : float
+        How much worse than the baseline a candidate may be, at least 0.
+    gate_adjust : {"max_t", "holm", "none"}
+        How the gate keeps the probability of passing any candidate that is not better at most 1 - level: by the
+        distribution of the largest statistic of all paired differences, by Holm, or, for each alone, not at all.
+    correction : {"hybrid", "conditional", "split", "none"}
+        How the value of the chosen candidate is corrected for having been chosen (`ope.inference.selected_value`). With
+        "split" one half of the episodes chooses and the other half values.
+    top_k : int
+        How many candidates `top_` lists.
     level : float
-        Confidence level of intervals and lower bounds, in (0, 1).
+        Confidence level of intervals, lower bounds and the gate, in (0, 1).
     allow_overlap : bool
         Value candidates that were trained on evaluation episodes, although their values are over-estimated.
+    random_state : int
+        Seed of the halves of "split".
     n_jobs : int or None
         Estimators fitted side by side by joblib, each on one thread; obeys `joblib.parallel_config`.
     progress : bool
@@ -54,14 +85,42 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     best_name_ : str or None
         The chosen candidate; None if no candidate has an answer.
     best_policy_ : Policy or None
+    deploy_ : bool
+        Whether there is a choice and it passes the gate.
+    deployed_name_ : str or None
+        The chosen candidate if it passes, else the baseline.
     decision_ : str
-        The choice and its reason in words.
+        What to deploy and why in words, with the evidence and what to do next.
+    baseline_ : Estimate or None
+        The value to beat; of the logged policy the mean discounted return, or, where truncated recordings leave too much
+        out, the value by temporal differences.
+    gates_ : DataFrame
+        A row per candidate: paired difference to the baseline, its standard error, adjusted lower bound, one-sided
+        p-value, adjusted p-value, whether it passes, and the reason in words.
+    corrected_ : CorrectedValue or None
+        Value and interval of the choice, corrected and naive.
+    simultaneous_ : DataFrame
+        A row per candidate: value, standard error, two-sided intervals that hold all at once (low, high), one-sided ones
+        (lower_bound), verdict.
+    comparison_ : Comparison or None
+        Of eligible candidates and the baseline, by the deciding estimator.
+    best_set_ : tuple of str
+        Eligible candidates that may be the best: the best is among them at the level.
+    ranks_ : DataFrame
+        A row per eligible candidate: rank and the ends of its simultaneous interval.
+    top_ : list of str
+        The `top_k` eligible candidates by the criterion.
+    log_ : LogFacts
+        What a report says about the log; no data are kept.
 
     Notes
     -----
     One estimator decides for all candidates, so that their values are comparable and differences are paired by episode. A
-    candidate that it refuses is not eligible. The value of the chosen candidate is over-estimated by the choice itself; the
-    bound of a single candidate does not correct that.
+    candidate that it refuses is not eligible, but counts among those for which the gate's error is controlled.
+
+    The bounds in `results_` are for one candidate alone. The value of the chosen one is over-estimated by the choice
+    itself and its bound fails more often than its level says (docs/selection.md has the figures): use `corrected_` for its
+    value, `simultaneous_` for bounds, and `gates_` for the difference to the baseline. Adjustments treat verdicts as given.
 
     Examples
     --------
@@ -80,6 +139,8 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     1      bold     WeightedIS    0.7   VALID
     2  cautious  PerDecisionIS    0.4   VALID
     3      bold  PerDecisionIS    0.7   VALID
+    >>> selector.deployed_name_, selector.best_set_
+    ('bold', ('bold',))
     """
 
     def __init__(
@@ -87,15 +148,27 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         estimators: Sequence[OffPolicyEstimator] | Mapping[str, OffPolicyEstimator],
         criterion: str = "lower_bound",
         *,
+        baseline: str | Estimate | None = "logged",
+        margin: float = 0.0,
+        gate_adjust: str = "max_t",
+        correction: str = "hybrid",
+        top_k: int = 3,
         level: float = 0.95,
         allow_overlap: bool = False,
+        random_state: int = 0,
         n_jobs: int | None = None,
         progress: bool = False,
     ) -> None:
         self.estimators = estimators
         self.criterion = criterion
+        self.baseline = baseline
+        self.margin = margin
+        self.gate_adjust = gate_adjust
+        self.correction = correction
+        self.top_k = top_k
         self.level = level
         self.allow_overlap = allow_overlap
+        self.random_state = random_state
         self.n_jobs = n_jobs
         self.progress = progress
 
@@ -127,9 +200,11 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         }
         self.results_ = self._table()
         self.primary_ = self._choose_estimator()
-        self.best_name_ = self._choose_candidate()
+        gamma = float(next(iter(named.values())).gamma or 0.0)
+        self.log_: LogFacts = log_facts(data, gamma, usable, named)
+        self._judge(data, gamma)
+        self._decide()
         self.best_policy_ = None if self.best_name_ is None else candidates[self.best_name_]
-        self.decision_ = self._in_words()
         return self
 
     # ---------------------------------------------------------------- input
@@ -164,8 +239,16 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     def _validate(self, data: Any, candidates: Any) -> None:
         if self.criterion not in CRITERIA:
             raise ValueError(f"PolicySelector: `criterion` must be one of {CRITERIA}, got {self.criterion!r}.")
+        for name, options in (("gate_adjust", ADJUSTMENTS), ("correction", CORRECTIONS)):
+            if getattr(self, name) not in options:
+                raise ValueError(
+                    f"PolicySelector: `{name}` must be one of {options}, got {getattr(self, name)!r}; {options[0]!r} is usual."
+                )
         if not 0.0 < self.level < 1.0:
             raise ValueError(f"PolicySelector: `level` must lie in (0, 1), got {self.level!r}; pass 0.95 for 95 %.")
+        check_number("PolicySelector", "margin", self.margin, "a number of at least 0", "pass 0 to demand a gain", 0.0)
+        check_integer("PolicySelector", "top_k", self.top_k, 1)
+        check_integer("PolicySelector", "random_state", self.random_state, 0, "pass a seed")
         if not isinstance(data, LoggedDataset):
             raise TypeError(
                 f"PolicySelector.fit: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas."
@@ -173,6 +256,22 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         if not isinstance(candidates, Mapping) or not candidates:
             raise TypeError(
                 f"PolicySelector.fit: `candidates` must be a non-empty mapping of names to policies, got {type(candidates).__name__}; pass {{'name': policy}}."
+            )
+        self._validate_baseline(data, candidates)
+
+    def _validate_baseline(self, data: LoggedDataset, candidates: Mapping[str, Policy]) -> None:
+        baseline = self.baseline
+        if baseline is None or (isinstance(baseline, str) and (baseline == "logged" or baseline in candidates)):
+            return
+        if not isinstance(baseline, Estimate):
+            raise ValueError(
+                f"PolicySelector: `baseline` must be 'logged', the name of a candidate ({', '.join(map(repr, candidates))}), an Estimate or None, "
+                f"got {baseline!r}; 'logged' compares with the policy that made the log."
+            )
+        if baseline.data_id != data.data_id:
+            raise ValueError(
+                "PolicySelector: `baseline` must be an estimate on the episodes of `data`, got one of another log; fit it on `data`, so that differences "
+                "are paired by episode."
             )
 
     # ---------------------------------------------------------------- work
@@ -212,42 +311,122 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         best = max(self.estimates_, key=rank)
         return best if rank(best)[1] > 0 else None
 
-    def _choose_candidate(self) -> str | None:
-        if self.primary_ is None:
-            return None
-        eligible = {
-            name: self._score(e) for name, e in self.estimates_[self.primary_].items() if e.verdict.level < Level.REFUSE
-        }
-        eligible = {name: score for name, score in eligible.items() if np.isfinite(score)}
-        return max(eligible, key=lambda name: eligible[name])
-
     def _score(self, estimate: Estimate) -> float:
-        row = estimate_row(estimate, self.level)
-        return float(row[self.criterion])
+        column = "value" if self.criterion == "value" else "lower_bound"
+        return float(estimate_row(estimate, self.level)[column])
 
-    def _in_words(self) -> str:
-        if self.primary_ is None or self.best_name_ is None:
-            return "No candidate can be chosen: every estimator refuses every candidate. results_ gives each reason."
-        estimate = self.estimates_[self.primary_][self.best_name_]
-        row = estimate_row(estimate, self.level)
-        left_out = [name for name, e in self.estimates_[self.primary_].items() if e.verdict.level == Level.REFUSE]
-        sentence = (
-            f"{self.best_name_!r} has the highest {self.criterion.replace('_', ' ')} by {self.primary_}: value {estimate.value:.4g}, "
-            f"{self.level:.0%} interval {row['low']:.4g} to {row['high']:.4g}, verdict {estimate.verdict.level.name}."
+    def _judge(self, data: LoggedDataset, gamma: float) -> None:
+        """Compare the candidates with the baseline and with each other, by the estimator that decides."""
+        answers = self.estimates_[self.primary_] if self.primary_ is not None else Estimates({})
+        self.baseline_ = self._baseline_estimate(data, gamma, answers)
+        tested = {name: e for name, e in answers.items() if name != self.baseline}
+        self.gates_ = (
+            pd.DataFrame(columns=list(COLUMNS), index=pd.Index([], name="candidate"))
+            if self.baseline_ is None
+            else gates(tested, self.baseline_, margin=self.margin, level=self.level, adjust=self.gate_adjust)
         )
-        return sentence + (f" Not eligible because refused: {', '.join(map(repr, left_out))}." if left_out else "")
+        self.simultaneous_ = simultaneous(answers, self.level)
+        eligible = {name: e for name, e in answers.items() if e.verdict.level < Level.REFUSE}
+        scores = self._scores(eligible)
+        self._scores_ = {name: score for name, score in scores.items() if np.isfinite(score)}
+        eligible = {name: eligible[name] for name in self._scores_}
+        self._eligible_ = eligible
+        self.top_ = sorted(eligible, key=lambda name: -self._scores_[name])[: self.top_k]
+        self.comparison_ = compared(eligible, self.baseline_)
+        candidates = Comparison(eligible) if eligible else None
+        self.best_set_, self.ranks_ = among(candidates, self.level)
+
+    def _baseline_estimate(self, data: LoggedDataset, gamma: float, answers: Estimates) -> Estimate | None:
+        if isinstance(self.baseline, Estimate) or self.baseline is None:
+            return self.baseline
+        return logged_value(data, gamma) if self.baseline == "logged" else answers.get(self.baseline)
+
+    def _scores(self, eligible: Mapping[str, Estimate]) -> dict[str, float]:
+        if self.criterion == "simultaneous":
+            bounds = dict(zip(self.simultaneous_.index, self.simultaneous_["lower_bound"], strict=True))
+            return {name: float(bounds[name]) for name in eligible}
+        return {name: self._score(estimate) for name, estimate in eligible.items()}
+
+    def _decide(self) -> None:
+        """Choose among the eligible candidates, correct the value of the choice, and say what follows."""
+        name = None if self.baseline_ is None else self.baseline_.policy
+        self.corrected_: CorrectedValue | None = None
+        self.best_name_: str | None = None
+        self.deploy_, self.deployed_name_ = False, name
+        self.decision_ = nothing_in_words(name)
+        if not self._eligible_ or self.primary_ is None:
+            return
+        self.corrected_ = choose_and_correct(
+            self._eligible_, self._scores_, level=self.level, method=self.correction, seed=self.random_state
+        )
+        self.best_name_ = self.corrected_.policy
+        evidence = self._evidence(self.primary_, self.corrected_, name)
+        self.deploy_ = evidence.passes and self.best_name_ != self.baseline
+        self.deployed_name_ = self.best_name_ if self.deploy_ else name
+        self.decision_ = in_words(evidence)
+
+    def _evidence(self, primary: str, corrected: CorrectedValue, baseline: str | None) -> Evidence:
+        answers = self.estimates_[primary]
+        refused = tuple(name for name, e in answers.items() if e.verdict.level == Level.REFUSE)
+        return Evidence(
+            criterion=self.criterion,
+            primary=primary,
+            level=self.level,
+            margin=self.margin,
+            adjust=self.gate_adjust,
+            corrected=corrected,
+            gates=self.gates_,
+            baseline=baseline,
+            best_set=self.best_set_,
+            refused=refused,
+        )
+
+    # ---------------------------------------------------------------- shown
+
+    def report(self, path: str | os.PathLike[str], *, title: str | None = None) -> None:
+        """Write one self-contained HTML file about the decision.
+
+        Parameters
+        ----------
+        path : path-like
+        title : str, optional
+        """
+        check_is_fitted(self, "results_")
+        from ope.report import write_report
+
+        write_report(self, path, title=title)
 
     def summary(self) -> str:
-        """Return the decision and the table as text."""
+        """Return the decision and the tables as text."""
         check_is_fitted(self, "results_")
-        table = self.results_[[*RESULT_COLUMNS[:-1]]].to_string(index=False, float_format=lambda value: f"{value:.4g}")
-        return f"{self.decision_}\n\n{table}"
+        parts = [self.decision_]
+        for title, table in self._tables():
+            shown = table.to_string(index=False, float_format=lambda value: f"{value:.4g}")
+            parts.append(f"{title}\n{shown}")
+        return "\n\n".join(parts)
+
+    def _tables(self) -> list[tuple[str, pd.DataFrame]]:
+        """Return what summary and HTML show."""
+        found = [("Estimates", self.results_[[*RESULT_COLUMNS[:-1]]])]
+        if self.baseline_ is not None and len(self.gates_):
+            columns = ["difference", "std_error", "lower_bound", "p_adjusted", "passes"]
+            title = f"Difference to {called(self.baseline_.policy)} ({number(self.baseline_.value)})"
+            found.append((title, self.gates_[columns].reset_index()))
+        if len(self.ranks_):
+            found.append(("Ranks (1 is the best)", self.ranks_.reset_index()))
+        return found
 
     def _repr_html_(self) -> str:
         if not hasattr(self, "results_"):
-            return f"<pre>{html.escape(repr(self))}</pre>"
-        table: str = self.results_[[*RESULT_COLUMNS]].to_html(index=False, float_format="{:.4g}".format, escape=True)
-        return f"<p>{html.escape(self.decision_)}</p>{table}"
+            return str(tag("pre", repr(self)))
+        tables = [
+            html_table(list(table.columns), [list(row) for row in table.itertuples(index=False)], title)
+            for title, table in self._tables()
+        ]
+        reasons = self.results_["reasons"]
+        rows = zip(self.results_["candidate"], self.results_["estimator"], reasons, strict=True)
+        notes = [f"{candidate}, {estimator}: {reason}" for candidate, estimator, reason in rows if reason]
+        return "".join([tag("p", self.decision_), *tables, bullets(notes)])
 
 
 def _fit_estimator(

@@ -1,0 +1,185 @@
+"""Learning many policies for a search: side by side where the learner can, failures kept as reasons, checkpoints named."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+from threadpoolctl import threadpool_limits
+
+from ope.dataset import LoggedDataset
+from ope.estimator import OffPolicyEstimator
+from ope.policy import Policy, PolicyLearner
+from ope.selection import PolicySelector
+
+
+@dataclass(frozen=True, order=True)
+class Candidate:
+    """One thing to choose: a setting, and the updates after which its training is cut (None: it has no checkpoints)."""
+
+    setting: int
+    n_updates: int | None = None
+
+
+@dataclass
+class Learned:
+    """What was learned from one part of a log: policies, or why there is none, and the seconds of each setting."""
+
+    policies: dict[Candidate, Policy] = field(default_factory=dict)
+    failures: dict[int, str] = field(default_factory=dict)
+    seconds: dict[int, float] = field(default_factory=dict)
+
+
+def learn(learners: Mapping[int, Policy], data: LoggedDataset, *, checkpoints: bool) -> Learned:
+    """Fit copies of the learners to a log, on one thread; a policy that is no learner stays what it is.
+
+    Parameters
+    ----------
+    learners : mapping of int to Policy
+        By number of the setting.
+    data : LoggedDataset
+    checkpoints : bool
+        Whether every checkpoint is a candidate, or the last policy only.
+
+    Returns
+    -------
+    Learned
+    """
+    result = Learned()
+    with threadpool_limits(limits=1):
+        for members in _by_class(learners).values():
+            start = time.perf_counter()
+            fitted = _fit_all({i: clone(learners[i]) for i in members}, data, result.failures)
+            share = (time.perf_counter() - start) / len(members)
+            result.seconds |= dict.fromkeys(members, share)
+            for i, policy in fitted.items():
+                result.policies |= {Candidate(i, n): p for n, p in stages(policy, checkpoints=checkpoints).items()}
+    return result
+
+
+def _by_class(learners: Mapping[int, Policy]) -> dict[type, list[int]]:
+    groups: dict[type, list[int]] = {}
+    for i, learner in learners.items():
+        groups.setdefault(type(learner), []).append(i)
+    return groups
+
+
+def _fit_all(fresh: Mapping[int, Policy], data: LoggedDataset, failures: dict[int, str]) -> dict[int, Policy]:
+    """Fit as one, and one after another where that is not possible: a setting that fails must not lose the others."""
+    kind = type(next(iter(fresh.values())))
+    if len(fresh) > 1 and hasattr(kind, "fit_many"):
+        try:
+            return dict(zip(fresh, kind.fit_many(data, [clone(learner) for learner in fresh.values()]), strict=True))
+        except Exception:
+            pass  # told below, for the setting that is to blame
+    fitted: dict[int, Policy] = {}
+    for i, learner in fresh.items():
+        try:
+            fitted[i] = learner.fit(data) if isinstance(learner, PolicyLearner) else learner
+        except Exception as error:
+            failures[i] = f"{type(error).__name__}: {error}"
+    return fitted
+
+
+def stages(policy: Policy, *, checkpoints: bool = True) -> dict[int | None, Policy]:
+    """Return the checkpoints of a fitted learner and its last policy, by the number of updates behind each."""
+    kept = {int(p.n_updates_): p for p in getattr(policy, "checkpoints_", ())} if checkpoints else {}
+    last = getattr(policy, "n_updates_", None)
+    if not kept:
+        return {None: policy}
+    if last is not None:
+        kept[int(last)] = policy
+    return dict(sorted(kept.items()))
+
+
+def with_setting(learner: PolicyLearner, params: Mapping[str, Any], seed: int | None = None) -> PolicyLearner:
+    """Return a copy of the learner with this setting, and with this seed unless the setting or the learner has none."""
+    changes = dict(params)
+    if seed is not None and "random_state" in learner.get_params() and "random_state" not in params:
+        changes["random_state"] = seed
+    fresh: PolicyLearner = clone(learner)
+    fresh.set_params(**changes)
+    return fresh
+
+
+def seeds_of(random_state: int, n: int) -> list[int]:
+    """Return n seeds for the runs of n parts."""
+    return [int(seed) for seed in np.random.SeedSequence(random_state).generate_state(n, np.uint32)]
+
+
+# -------------------------------------------------------------------- checks at the door
+
+
+def named_estimators(owner: str, estimators: Any) -> dict[str, OffPolicyEstimator]:
+    """Return estimators by name, or raise before any work is done."""
+    if isinstance(estimators, (OffPolicyEstimator, type)) or not isinstance(estimators, (Mapping, Sequence)):
+        raise TypeError(
+            f"{owner}: `estimators` must be a sequence or mapping of estimators, got {estimators!r}; pass a list of them."
+        )
+    named: dict[str, Any] = {}
+    if isinstance(estimators, Mapping):
+        named.update(estimators)
+    else:
+        for estimator in estimators:
+            base = type(estimator).__name__
+            same = sum(name == base or name.startswith(f"{base}_") for name in named)
+            named[f"{base}_{same + 1}" if same else base] = estimator
+    wrong = [type(e).__name__ for e in named.values() if not isinstance(e, OffPolicyEstimator)]
+    if wrong or not named:
+        raise TypeError(
+            f"{owner}: `estimators` must be at least one OffPolicyEstimator, got {wrong or 'none'}; see ope.estimators."
+        )
+    check_one_gamma(owner, named)
+    return named
+
+
+def check_one_gamma(owner: str, named: Mapping[str, OffPolicyEstimator]) -> float:
+    """Return the gamma of all estimators, or raise; their other parameters are checked too."""
+    for estimator in named.values():
+        estimator._validate()
+    gammas = {name: estimator.gamma for name, estimator in named.items()}
+    if len(set(gammas.values())) > 1:
+        raise ValueError(
+            f"{owner}: all estimators must have one `gamma`, got {gammas}; different gammas answer different questions."
+        )
+    return float(next(iter(named.values()))._gamma)
+
+
+def check_log(owner: str, data: Any) -> None:
+    """Raise a TypeError unless `data` is a log."""
+    if not isinstance(data, LoggedDataset):
+        raise TypeError(
+            f"{owner}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas."
+        )
+
+
+def seed_of(owner: str, random_state: Any) -> int:
+    """Return the seed, or raise; None is not accepted, because learning and valuing must cut the log alike."""
+    if isinstance(random_state, bool) or not isinstance(random_state, (int, np.integer)) or random_state < 0:
+        raise ValueError(
+            f"{owner}: `random_state` must be an integer of at least 0, got {random_state!r}; the seed decides how the log "
+            "is cut."
+        )
+    return int(random_state)
+
+
+def new_selector(
+    owner: str,
+    estimators: Mapping[str, OffPolicyEstimator],
+    data: LoggedDataset,
+    criterion: str,
+    options: Mapping[str, Any] | None,
+    candidates: Sequence[str] = ("candidate",),
+) -> PolicySelector:
+    """Return a selector whose parameters are checked now, before the long work."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(
+            f"{owner}: `selection` must be a mapping of PolicySelector's parameters, got {options!r}; pass {{'baseline': None}}."
+        )
+    selector = PolicySelector(estimators, criterion, **(options or {}))
+    selector._validate(data, dict.fromkeys(candidates))
+    return selector

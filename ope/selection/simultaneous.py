@@ -1,0 +1,64 @@
+"""Statements that hold for all candidates of a selection at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pandas as pd
+from scipy.special import stdtr
+
+from ope.comparison import Comparison
+from ope.estimate import Estimate
+from ope.inference.multiplicity import max_t_quantile
+from ope.validation import FloatArray
+
+
+def simultaneous(answers: Mapping[str, Estimate], level: float) -> pd.DataFrame:
+    """Return values with intervals and bounds that hold for all candidates at once; NaN without an influence vector."""
+    index = pd.Index(list(answers), name="candidate")
+    frame = pd.DataFrame(
+        {
+            "value": [e.value for e in answers.values()],
+            "std_error": [e.std_error for e in answers.values()],
+            "low": np.nan,
+            "high": np.nan,
+            "lower_bound": np.nan,
+            "verdict": [e.verdict.level.name for e in answers.values()],
+        },
+        index=index,
+    )
+    known = {name: e for name, e in answers.items() if e.influence is not None and np.isfinite(e.std_error)}
+    if not known:
+        return frame
+    psi = np.column_stack([np.asarray(e.influence) for e in known.values()])
+    two, one = (_single_level(psi, 1.0 - level, two_sided) for two_sided in (True, False))
+    for name, e in known.items():
+        frame.loc[name, ["low", "high"]] = [*e.confidence_interval(two)]
+        frame.loc[name, "lower_bound"] = e.lower_bound(one)
+    return frame
+
+
+def _single_level(psi: FloatArray, alpha: float, two_sided: bool) -> float:
+    """Return the level at which each may be stated so that all hold at once."""
+    critical = max_t_quantile(psi, alpha, two_sided=two_sided)
+    return 1.0 - (2.0 if two_sided else 1.0) * float(stdtr(len(psi) - 1, -critical))
+
+
+def compared(eligible: Mapping[str, Estimate], baseline: Estimate | None) -> Comparison | None:
+    """Return the paired differences of the eligible candidates, and to the baseline where it answers the same question."""
+    if not eligible:
+        return None
+    question = {(e.gamma, e.horizon) for e in eligible.values()}
+    if baseline is None or (baseline.gamma, baseline.horizon) not in question:
+        return Comparison(eligible)
+    return Comparison({**eligible, baseline.policy: baseline})
+
+
+def among(comparison: Comparison | None, level: float) -> tuple[tuple[str, ...], pd.DataFrame]:
+    """Return the set of those that may be the best and the ranks; without standard errors all may be, with any rank."""
+    if comparison is not None and comparison.compared:
+        return comparison.best_names(level), comparison.ranks(level)
+    names = () if comparison is None else comparison.names
+    index = pd.Index(list(names), name="candidate")
+    return names, pd.DataFrame({"rank": np.nan, "low": 1.0, "high": float(len(names))}, index=index)
