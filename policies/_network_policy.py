@@ -20,6 +20,7 @@ from ope.neural.history import Outcome, TrainingStatus
 from ope.neural.networks import MLP
 from ope.neural.serialization import Arrays, Metadata, pack_labels, save_policy, unpack_labels
 from ope.neural.transitions import Standardizer
+from ope.policies._distributions import ActionDistribution
 from ope.policies._runs import Origin
 from ope.policies.discrete import codes_of, draw
 from ope.policy import PolicyLearner, RandomState, check_feature_names, generator
@@ -34,7 +35,7 @@ Evaluation = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 
 
 class NetworkPolicy(PolicyLearner, abc.ABC):
-    """The fitted side of a learner: what it knows of its log, its networks, and the verbs for discrete actions.
+    """The fitted side of a learner: what it knows of its log, its networks, and its verbs.
 
     Attributes
     ----------
@@ -66,9 +67,17 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
     checkpoints_: list[Self]
     n_updates_: int
 
-    @abc.abstractmethod
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Return action probabilities (n, n_actions), float64, for standardised states (n, d)."""
+        """Return probabilities of discrete actions (n, n_actions), float64, for standardised states (n, d)."""
+        raise NotImplementedError
+
+    def _distribution(self, states: FloatArray) -> ActionDistribution:
+        """Return the distribution of continuous actions for states (n, d) in the unit of the log."""
+        raise NotImplementedError
+
+    @abc.abstractmethod
+    def _acts_surely(self, discrete: bool) -> bool:
+        """Return whether the policy is deterministic."""
 
     # ---------------------------------------------------------------- the fitted state
 
@@ -96,21 +105,32 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
         """Labels of the actions in the order of `predict_proba`; None for continuous actions."""
         return self._fitted().action_labels
 
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What this policy offers; it depends on the actions it was fitted to."""
+        discrete = self._fitted().action_labels is not None
+        sure = self._acts_surely(discrete)
+        if discrete:
+            return frozenset({"logged_prob", "all_probs", "sample"} | ({"deterministic"} if sure else set()))
+        return frozenset({"sample", "deterministic"} if sure else {"logged_prob", "density", "sample"})
+
     # ---------------------------------------------------------------- verbs
 
     def predict(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
-        """Return the most probable label of each state.
+        """Return the most probable label of each state, or the mean of the continuous action.
 
         Parameters
         ----------
         states : array-like of shape (n, d), or DataFrame
         action_mask : array-like of shape (n, n_actions), optional
-            Which actions are available, in the order of `labels`; default: all of them.
+            Which discrete actions are available, in the order of `labels`; default: all of them.
 
         Returns
         -------
-        ndarray of shape (n,)
+        ndarray of shape (n,) or (n, k)
         """
+        if self._fitted().action_labels is None:
+            return self._distribution(self._states(states)).mean()
         codes: IntArray = self.predict_proba(states, action_mask).argmax(axis=1)
         return self._discrete_labels()[codes]
 
@@ -132,19 +152,21 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
     def log_prob(
         self, states: npt.ArrayLike, actions: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
     ) -> FloatArray:
-        """Return the log probability of given labels, -inf where an action is never taken.
+        """Return the log probability of labels, or the log density of continuous actions; -inf for what is never done.
 
         Parameters
         ----------
         states : array-like of shape (n, d), or DataFrame
-        actions : array-like of shape (n,)
-            Labels.
+        actions : array-like of shape (n,) or (n, k)
         action_mask : array-like of shape (n, n_actions), optional
+            Of discrete actions.
 
         Returns
         -------
         ndarray of shape (n,)
         """
+        if self._fitted().action_labels is None:
+            return self._log_density(states, actions)
         codes = codes_of(actions, self._discrete_labels(), type(self).__name__)
         probs = self.predict_proba(states, action_mask)
         with np.errstate(divide="ignore"):
@@ -153,18 +175,21 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
     def sample(
         self, states: npt.ArrayLike, random_state: RandomState = None, action_mask: npt.ArrayLike | None = None
     ) -> npt.NDArray[Any]:
-        """Draw a label for each state.
+        """Draw an action for each state.
 
         Parameters
         ----------
         states : array-like of shape (n, d), or DataFrame
         random_state : int, Generator or None
         action_mask : array-like of shape (n, n_actions), optional
+            Of discrete actions.
 
         Returns
         -------
-        ndarray of shape (n,)
+        ndarray of shape (n,) or (n, k)
         """
+        if self._fitted().action_labels is None:
+            return self._distribution(self._states(states)).sample(generator(random_state))
         codes = draw(self.predict_proba(states, action_mask), generator(random_state))
         return self._discrete_labels()[codes]
 
@@ -177,6 +202,23 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
         """Return `log_prob` of the logged actions on logged rows, with their action mask."""
         self._check_names(rows)
         return self.log_prob(rows.states, actions, rows.action_mask)
+
+    def quadrature_rows(self, rows: Rows) -> tuple[FloatArray, FloatArray] | None:
+        """Return nodes (m, n, k) and weights (m,) of the continuous action in every row, or None to draw samples."""
+        self._check_names(rows)
+        if self.origin_.action_labels is not None:
+            return None
+        return self._distribution(rows.states).nodes()
+
+    def _log_density(self, states: npt.ArrayLike, actions: npt.ArrayLike) -> FloatArray:
+        if self._acts_surely(discrete=False):
+            raise TypeError(
+                f"{type(self).__name__} has no `log_prob`: a single continuous action has no density; use estimators "
+                "that need none, such as Q methods or KernelIS."
+            )
+        rows = self._states(states)
+        points = np.asarray(actions, dtype=np.float64).reshape(len(rows), self.origin_.n_actions)
+        return self._distribution(rows).log_density(points)
 
     # ---------------------------------------------------------------- input
 
@@ -254,6 +296,7 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
             "n_actions": origin.n_actions,
             "n_excluded": origin.n_excluded,
             "seed": origin.seed,
+            "reward_scale": origin.reward_scale,
             "history": list(self.history_.columns),
             "status": [int(self.status_.outcome), self.status_.n_updates, self.status_.planned],
         }
@@ -269,6 +312,7 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
             episode_keys=arrays["episode_keys"],
             n_excluded=attributes["n_excluded"],
             seed=attributes["seed"],
+            reward_scale=attributes.get("reward_scale", 1.0),
         )
         networks = {
             name: MLP(shape["sizes"], 1, extras=shape["extras"]).with_rows(torch.from_numpy(arrays[f"network/{name}"]))

@@ -7,6 +7,7 @@ import copy
 import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,9 +22,10 @@ from ope.neural.history import Outcome, Tensors, TrainingStatus
 from ope.neural.networks import MLP
 from ope.neural.training import Callback, TrainingEvent, TrainingPlan, TrainingResult, TrainingStep, train
 from ope.neural.transitions import BatchSampler, Standardizer, Transitions
+from ope.policies._bounds import unit_range
 from ope.policies._network_policy import NetworkPolicy
 from ope.policies._runs import WATCHING, LearnerEvent, Origin, TrainingState, check_run, describe_run, part_of, together
-from ope.policies._settings import COUNT, NATURAL, POSITIVE, Number, check_settings
+from ope.policies._settings import COUNT, NATURAL, POSITIVE, Rule, check_settings
 
 _NO_HISTORY = pd.DataFrame({"update": np.zeros(0, dtype=np.int64)})
 SAVES = 10
@@ -33,11 +35,12 @@ MAX_SAVE_EVERY = 10_000
 class NeuralLearner(NetworkPolicy):
     """Base class of learners that train networks.
 
-    A subclass defines `_step` (its losses) and `_probabilities` (its policy), bounds its settings in `rules`, and names
-    in `individual` the settings that may differ between learners that train as one. Attributes: see `NetworkPolicy`.
+    A subclass defines `_step` (its losses) and `_probabilities` or `_distribution` (its policy), bounds its settings in
+    `rules`, and names in `individual` the settings that may differ between learners that train as one. Attributes: see
+    `NetworkPolicy`.
     """
 
-    rules: ClassVar[Mapping[str, Number]] = {
+    rules: ClassVar[Mapping[str, Rule]] = {
         "n_updates": COUNT,
         "batch_size": COUNT,
         "learning_rate": POSITIVE,
@@ -48,9 +51,16 @@ class NeuralLearner(NetworkPolicy):
     individual: ClassVar[frozenset[str]] = frozenset({"learning_rate", "random_state"})
     # Whether the learner uses Bellman targets: whether it minds a last state that is unknown.
     bootstraps: ClassVar[bool] = True
+    # What None stands for in a setting: with discrete actions, with continuous ones.
+    by_kind: ClassVar[Mapping[str, tuple[Any, Any]]] = {}
+    # What to use instead where the learner has no form for a kind of action; None where it has one.
+    no_discrete: ClassVar[str | None] = None
+    no_continuous: ClassVar[str | None] = None
+    # Whether learning rates depend on `n_updates`, so that a run cannot be prolonged.
+    scheduled: ClassVar[bool] = False
 
     n_updates: int
-    batch_size: int
+    batch_size: int | None
     normalize_states: bool
     random_state: int | None
     device: str
@@ -72,9 +82,21 @@ class NeuralLearner(NetworkPolicy):
 
     def _check_data(self, data: LoggedDataset) -> None:
         """Raise if this learner cannot learn from this log."""
+        instead = self.no_discrete if data.discrete else self.no_continuous
+        if instead is not None:
+            need, came = ("continuous", "discrete") if data.discrete else ("discrete", "continuous")
+            raise TypeError(f"{type(self).__name__}: `data` must have {need} actions, got {came} ones; {instead}.")
 
     def _action_standardizer(self, data: LoggedDataset) -> Standardizer | None:
-        return None if data.discrete else Standardizer.identity(data.n_actions)
+        """Return the map of continuous actions to the unit of training: their range to [-1, 1]."""
+        return None if data.discrete else unit_range(type(self).__name__, data, getattr(self, "action_bounds", None))
+
+    def _check_together(self) -> None:
+        """Raise if settings that are sound one by one contradict each other."""
+
+    def _reward_scale(self, data: LoggedDataset) -> float:  # noqa: ARG002
+        """Return the number by which rewards are multiplied for training."""
+        return 1.0
 
     # ---------------------------------------------------------------- fitting
 
@@ -156,6 +178,18 @@ class NeuralLearner(NetworkPolicy):
     def _settings(self) -> dict[str, Any]:
         return dict(self.get_params(deep=False))
 
+    def _effective(self, discrete: bool) -> dict[str, Any]:
+        """Return the settings, None replaced by what it stands for with this kind of action."""
+        stands_for = {name: values[not discrete] for name, values in self.by_kind.items()}
+        given = self._settings()
+        return {name: stands_for.get(name) if value is None else value for name, value in given.items()}
+
+    @classmethod
+    def _numbers(cls, learners: Sequence[Self], names: Sequence[str], discrete: bool) -> dict[str, list[float]]:
+        """Return settings as a number for each learner."""
+        effective = [learner._effective(discrete) for learner in learners]
+        return {name: [float(settings[name]) for settings in effective] for name in names}
+
     @classmethod
     def _train(
         cls, learners: Sequence[Self], data: LoggedDataset, states: Sequence[TrainingState] | None = None
@@ -163,19 +197,23 @@ class NeuralLearner(NetworkPolicy):
         first = learners[0]
         _check_log(cls.__name__, data)
         for learner in learners:
-            check_settings(cls.__name__, learner._settings(), cls.rules)
             learner._check_data(data)
+            check_settings(cls.__name__, learner._effective(data.discrete), cls.rules)
+            learner._check_together()
         runs = _describe(learners, data, states)
         seeds = [int(run["seed"]) for run in runs]
         scalers = (first._state_standardizer(data), first._action_standardizer(data))
         transitions = Transitions.from_dataset(data, resolve_device(first.device, cls.__name__), *scalers)
         n_excluded = _count_excluded(cls.__name__, transitions) if cls.bootstraps else 0
-        origins = [Origin.of(data, *scalers, n_excluded=n_excluded, seed=seed) for seed in seeds]
+        scale = first._reward_scale(data)
+        transitions = replace(transitions, rewards=transitions.rewards * scale)
+        origins = [Origin.of(data, *scalers, n_excluded=n_excluded, seed=seed, reward_scale=scale) for seed in seeds]
         with use_threads(first.n_threads):
             step = cls._step(learners, transitions, seeds)
         plan = _plan(learners, origins, runs)
         start = None if states is None else together([state.tensors for state in states])
-        result = train(step, BatchSampler(transitions, seeds, first.batch_size), plan, start)
+        batch_size = first._effective(data.discrete)["batch_size"]
+        result = train(step, BatchSampler(transitions, seeds, batch_size), plan, start)
         for k, learner in enumerate(learners):
             learner._adopt(origins[k], step, result, k)
             learner._keep_state(TrainingState(part_of(result.state, k), runs[k]))
@@ -238,7 +276,8 @@ def _describe(
     for k, learner in enumerate(learners):
         owner, settings = type(learner).__name__, learner._settings()
         seed = _draw_seed() if learner.random_state is None else int(learner.random_state)
-        run = describe_run(owner, settings, data, seed if states is None else int(states[k].run["seed"]))
+        kept = seed if states is None else int(states[k].run["seed"])
+        run = describe_run(owner, settings, data, kept, scheduled=learner.scheduled)
         if states is not None:
             check_run(owner, states[k].run, run, states[k].done, learner.n_updates)
         runs.append(run)

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 TRAINING_KIND = "ope-training"
 
-# Settings that change how a run is watched, not what it learns.
-WATCHING = frozenset({"progress", "callbacks", "checkpoint_path"})
+# Settings that change how a run is watched, or how its policy acts, not what it learns.
+WATCHING = frozenset({"progress", "callbacks", "checkpoint_path", "deterministic"})
 # Settings that a resumed run may change besides.
 ADJUSTABLE = WATCHING | {"n_threads", "device", "n_updates"}
 
@@ -40,10 +40,19 @@ class Origin:
     episode_keys: npt.NDArray[np.uint64]
     n_excluded: int
     seed: int
+    # Rewards were multiplied by this number for training.
+    reward_scale: float = 1.0
 
     @classmethod
     def of(
-        cls, data: LoggedDataset, states: Standardizer, actions: Standardizer | None, *, n_excluded: int, seed: int
+        cls,
+        data: LoggedDataset,
+        states: Standardizer,
+        actions: Standardizer | None,
+        *,
+        n_excluded: int,
+        seed: int,
+        reward_scale: float = 1.0,
     ) -> Origin:
         """Take over what a log says."""
         return cls(
@@ -55,6 +64,7 @@ class Origin:
             episode_keys=np.sort(data.episode_keys),
             n_excluded=n_excluded,
             seed=seed,
+            reward_scale=reward_scale,
         )
 
 
@@ -123,9 +133,15 @@ def together(parts: Sequence[Tensors]) -> Tensors:
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def describe_run(owner: str, params: Mapping[str, Any], data: LoggedDataset, seed: int) -> dict[str, Any]:
-    """Return what decides the result of a run, as JSON: settings, log and seed."""
-    settings = {name: json.dumps(value, default=repr) for name, value in params.items() if name not in ADJUSTABLE}
+def describe_run(
+    owner: str, params: Mapping[str, Any], data: LoggedDataset, seed: int, *, scheduled: bool = False
+) -> dict[str, Any]:
+    """Return what decides the result of a run, as JSON: settings, log and seed.
+
+    A `scheduled` run has learning rates that depend on its planned length: that may not change.
+    """
+    free = ADJUSTABLE - {"n_updates"} if scheduled else ADJUSTABLE
+    settings = {name: json.dumps(value, default=repr) for name, value in params.items() if name not in free}
     return {"class": owner, "settings": settings, "data": fingerprint(data), "seed": seed}
 
 

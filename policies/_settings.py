@@ -20,6 +20,8 @@ class Number:
     integer : bool
     open_low, open_high : bool
         Whether the bound itself is excluded.
+    or_none : bool
+        Whether None is allowed besides.
 
     Examples
     --------
@@ -32,16 +34,19 @@ class Number:
     integer: bool = False
     open_low: bool = False
     open_high: bool = False
+    or_none: bool = False
 
     @property
     def rule(self) -> str:
         """The rule in words."""
         kind = "an integer" if self.integer else "a number"
         left, right = "(" if self.open_low else "[", ")" if self.open_high or self.high == math.inf else "]"
-        return f"{kind} in {left}{self.low:g}, {self.high:g}{right}"
+        return f"{kind} in {left}{self.low:g}, {self.high:g}{right}{' or None' if self.or_none else ''}"
 
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise a TypeError or ValueError that says what is wrong with `value`."""
+        if value is None and self.or_none:
+            return
         kinds = (int, np.integer) if self.integer else (int, float, np.integer, np.floating)
         message = f"{owner}: `{name}` must be {self.rule}, got {value!r}; pass one."
         if isinstance(value, bool | np.bool_) or not isinstance(value, kinds):
@@ -52,14 +57,34 @@ class Number:
             raise ValueError(message)
 
 
+@dataclass(frozen=True)
+class Flag:
+    """True or False.
+
+    Examples
+    --------
+    >>> Flag().check("CQL", "max_target_backup", True)
+    """
+
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Raise a TypeError that says what is wrong with `value`."""
+        if not isinstance(value, bool | np.bool_):
+            raise TypeError(f"{owner}: `{name}` must be True or False, got {value!r}; pass one.")
+
+
+Rule = Number | Flag
+
 COUNT = Number(1, integer=True)
 NATURAL = Number(0, integer=True)
 POSITIVE = Number(0, open_low=True)
 NONNEGATIVE = Number(0)
 DISCOUNT = Number(0, 1)
+SHARE = Number(0, 1)
+POLYAK = Number(0, 1, open_low=True)
+FLAG = Flag()
 
 
-def check_settings(owner: str, params: Mapping[str, Any], rules: Mapping[str, Number]) -> None:
+def check_settings(owner: str, params: Mapping[str, Any], rules: Mapping[str, Rule]) -> None:
     """Check every setting that has a rule, and those that all neural learners share.
 
     Examples
@@ -76,10 +101,10 @@ def check_settings(owner: str, params: Mapping[str, Any], rules: Mapping[str, Nu
             _SHARED[name](owner, value)
 
 
-def _check_hidden(owner: str, hidden: Any) -> None:
+def _check_hidden(owner: str, hidden: Any, name: str = "hidden") -> None:
     if not isinstance(hidden, tuple | list) or not all(isinstance(n, int | np.integer) and n > 0 for n in hidden):
         raise ValueError(
-            f"{owner}: `hidden` must be a tuple of widths of hidden layers, got {hidden!r}; try (256, 256)."
+            f"{owner}: `{name}` must be a tuple of widths of hidden layers, got {hidden!r}; try (256, 256)."
         )
 
 
@@ -103,6 +128,7 @@ def _check_callbacks(owner: str, callbacks: Any) -> None:
 
 _SHARED: dict[str, Callable[[str, Any], None]] = {
     "hidden": _check_hidden,
+    "vae_hidden": lambda owner, value: _check_hidden(owner, value, "vae_hidden"),
     "random_state": _check_random_state,
     "callbacks": _check_callbacks,
 }

@@ -1,4 +1,4 @@
-"""`BCQ`: batch-constrained Q-learning for discrete actions."""
+"""`BCQ`: batch-constrained Q-learning, for discrete and for continuous actions."""
 
 from __future__ import annotations
 
@@ -7,146 +7,67 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch.nn import functional
 from typing_extensions import Self
 
-from ope.neural.generators import ModelGenerators
-from ope.neural.history import Tensors
-from ope.neural.networks import MLP
-from ope.neural.optimizer import FlatAdam
+from ope.neural.generators import derive_seed
 from ope.neural.training import TrainingStep
-from ope.neural.transitions import Batch, Transitions
+from ope.policies._continuous_bcq import LATENT_BOUND, BCQShape, ContinuousBCQStep, decoded, perturbed
+from ope.policies._critic import CriticLearner
+from ope.policies._discrete_bcq import BCQStep, constrained_argmax
+from ope.policies._distributions import Point
 from ope.policies._losses import masked_log_softmax
-from ope.policies._neural import NeuralLearner
+from ope.policies._network_policy import PREDICT_ROWS
 from ope.policies._runs import LearnerEvent
-from ope.policies._settings import DISCOUNT, NONNEGATIVE, Number
+from ope.policies._settings import COUNT, DISCOUNT, NONNEGATIVE, POLYAK, SHARE, Number, Rule
+from ope.policies._step import repeated, state_action
 
 if TYPE_CHECKING:
-    from ope.dataset import LoggedDataset
+    from ope.neural.transitions import Transitions
+    from ope.policies._bounds import ActionBounds
+    from ope.validation import FloatArray
 
 
-def constrained_argmax(q: torch.Tensor, log_prob: torch.Tensor, log_threshold: torch.Tensor | float) -> torch.Tensor:
-    """Return the best action among those that the behaviour takes often enough.
+class BCQ(CriticLearner):
+    """Batch-constrained Q-learning: Q-learning over the actions that the log supports.
 
-    Parameters
-    ----------
-    q, log_prob : Tensor of shape (..., n_actions)
-        Action values, and the log probabilities G of the imitation network.
-    log_threshold : Tensor or float
-        Logarithm of tau.
-
-    Returns
-    -------
-    Tensor of shape (...)
-
-    Notes
-    -----
-    argmax_a Q(s, a) over {a: G(a|s) / max_b G(b|s) > tau}. The most probable action always belongs to the set.
-
-    Examples
-    --------
-    >>> q, g = torch.tensor([[1.0, 9.0]]), torch.tensor([[0.9, 0.1]])
-    >>> constrained_argmax(q, g.log(), math.log(0.3)), constrained_argmax(q, g.log(), math.log(0.05))
-    (tensor([0]), tensor([1]))
-    """
-    allowed = log_prob - log_prob.amax(dim=-1, keepdim=True) > log_threshold
-    return q.masked_fill(~allowed, -math.inf).argmax(dim=-1)
-
-
-class BCQStep(TrainingStep):
-    """The update of discrete BCQ for K models.
-
-    Parameters
-    ----------
-    sizes : sequence of int
-        Widths of each network, input and output included.
-    seeds : sequence of K ints
-    settings : dict of str to sequence of K floats
-        gamma, threshold, tau, logit_penalty, learning_rate of each model.
-    device : torch.device
-    """
-
-    policy_networks = ("q", "imitation")
-
-    def __init__(
-        self, sizes: Sequence[int], seeds: Sequence[int], settings: Mapping[str, Sequence[float]], device: torch.device
-    ) -> None:
-        n_models = len(seeds)
-        super().__init__(n_models)
-        generators = ModelGenerators(seeds, "weights").generators
-        self.q = MLP(sizes, n_models, device=device).initialize(generators)
-        self.imitation = MLP(sizes, n_models, device=device).initialize(generators)
-        self.q_target = self.q.copy()
-        self.networks = {"q": self.q, "imitation": self.imitation, "q_target": self.q_target}
-        self.optimizer = FlatAdam(
-            [self.q.parameters, self.imitation.parameters], settings["learning_rate"], [0.0] * n_models
-        )
-        self.optimizers = {"all": self.optimizer}
-
-        def column(name: str) -> torch.Tensor:
-            return torch.tensor(settings[name], dtype=torch.float32, device=device).unsqueeze(1)
-
-        self.gamma, self.tau = column("gamma"), column("tau")
-        self.log_threshold = column("threshold").log().unsqueeze(2)
-        self.logit_penalty = column("logit_penalty").squeeze(1)
-
-    def targets(self, batch: Batch) -> torch.Tensor:
-        """Return r + gamma Q'(s', a'), a' the constrained argmax of the online networks: (K, B)."""
-        with torch.no_grad():
-            log_prob = masked_log_softmax(self.imitation(batch.next_states), batch.next_action_mask)
-            chosen = constrained_argmax(self.q(batch.next_states), log_prob, self.log_threshold)
-            value = self.q_target(batch.next_states).gather(2, chosen.unsqueeze(2)).squeeze(2)
-            return batch.rewards + self.gamma * batch.continues * value
-
-    def losses(self, batch: Batch) -> Tensors:
-        """Return the three parts of the loss and their sum, each (K,)."""
-        taken = batch.actions.unsqueeze(2)
-        q = self.q(batch.states).gather(2, taken).squeeze(2)
-        q_loss = batch.bellman_mean(functional.smooth_l1_loss(q, self.targets(batch), reduction="none"))
-        logits = self.imitation(batch.states)
-        log_prob = masked_log_softmax(logits, batch.action_mask)
-        imitation_loss = -log_prob.gather(2, taken).squeeze(2).mean(dim=1)
-        penalty = self.logit_penalty * logits.square().mean(dim=(1, 2))
-        return {
-            "loss": q_loss + imitation_loss + penalty,
-            "q_loss": q_loss,
-            "imitation_loss": imitation_loss,
-            "logit_penalty": penalty,
-            "q_mean": q.mean(dim=1),
-        }
-
-    def update(self, batch: Batch) -> Tensors:
-        """Take one gradient step, then one Polyak step."""
-        losses = self.losses(batch)
-        self.optimizer.minimize(losses["loss"].sum())
-        self.q_target.parameters.lerp_from(self.q.parameters, self.tau)
-        return {name: value.detach() for name, value in losses.items()}
-
-
-class BCQ(NeuralLearner):
-    """Batch-constrained Q-learning for discrete actions: Q-learning over the actions that the log supports.
-
-    The policy takes the action of the highest value among those whose estimated behaviour probability is more than
-    `threshold` times that of the most frequent action.
+    Use it where the log holds good actions among bad ones: the policy chooses among what the behaviour does. With discrete
+    actions it takes the action of the highest value among those whose estimated behaviour probability is more than
+    `threshold` times that of the most frequent action; with continuous ones the best of many draws of a generative model
+    of the logged actions, each moved a little.
 
     Parameters
     ----------
     gamma : float
         Discount factor, in [0, 1].
     threshold : float
-        tau of the constraint, in [0, 1): 0 is plain Q-learning, values near 1 imitate.
-    hidden : tuple of int
-        Widths of the hidden layers of each network.
+        tau of the constraint on discrete actions, in [0, 1): 0 is plain Q-learning, values near 1 imitate.
+    hidden : tuple of int or None
+        Widths of the hidden layers; None is (256, 256) for discrete actions, (400, 300) for continuous ones.
     n_updates : int
         Gradient steps. The paper takes 1M; the default suits a CPU.
-    batch_size : int
-    learning_rate : float
-        Of Adam.
+    batch_size : int or None
+        None is 256 for discrete actions, 100 for continuous ones.
+    learning_rate : float or None
+        Of Adam; None is 3e-4 for discrete actions, 1e-3 for continuous ones.
     tau : float
-        Polyak step of the target network, in (0, 1].
+        Polyak step of the targets, in (0, 1].
     logit_penalty : float
-        Weight of the mean square of the imitation logits.
+        Weight of the mean square of the imitation logits, for discrete actions.
+    vae_hidden : tuple of int
+        Widths of the hidden layers of the generative model. Continuous actions only, as are the next settings.
+    perturbation : float
+        Bound of the move of a generated action, half the range of an action being 1.
+    min_weight : float
+        lambda, in [0, 1]: targets weigh the smaller twin with it, the larger one with the rest.
+    n_target_samples : int
+        Generated actions of a next state in the targets.
+    n_act_samples : int
+        Generated actions among which the policy takes the best when it acts.
+    action_bounds : (low, high) or None
+        Range of the actions, numbers or a tuple of them for each; None is the smallest and largest logged action.
     normalize_states : bool
         Whether to standardise states by mean and standard deviation + 1e-3 of the training log.
     random_state : int or None
@@ -167,16 +88,26 @@ class BCQ(NeuralLearner):
 
     Notes
     -----
-    With imitation network G, online Q and target Q':
+    Discrete actions. With imitation network G, online Q and target Q':
     a' = argmax of Q(s', a) over {a: G(a|s') / max_b G(b|s') > threshold}, y = r + gamma (1 - terminal) Q'(s', a'),
     loss = smooth_l1(Q(s, a), y) - log G(a|s) + logit_penalty mean(logits^2). Q and G are separate networks; the logits
-    pass no ReLU before the softmax, unlike in the authors' code. Horizon and truncated ends bootstrap from their final
-    state. The Huber loss has its corner at a TD error of 1: scale rewards accordingly.
+    pass no ReLU before the softmax, unlike in the authors' code. The Huber loss has its corner at a TD error of 1: scale
+    rewards accordingly.
+
+    Continuous actions. A variational autoencoder (latents of twice the dimension of the actions, log standard deviation
+    in [-4, 15]) learns the logged actions; decoding latents z ~ N(0, 1) clipped to +-.5 gives actions a_j, moved to a_j +
+    perturbation tanh(xi(s, a_j)). y = r + gamma (1 - terminal) max_j [lambda min_i Q'_i + (1 - lambda) max_i Q'_i](s', a_j);
+    both critics minimise (Q_i(s, a) - y)^2, xi maximises Q_1. The policy takes the best a_j by Q_1 of `n_act_samples`; its
+    latents are drawn once, from the seed, so that it is a function of the state, and evaluated as one.
+
+    Horizon and truncated ends bootstrap from their final state. Cost of an update: 4 products of 256^3 for discrete
+    actions, some 45 for continuous ones.
 
     References
     ----------
     Fujimoto, Conti, Ghavamzadeh & Pineau (2019), "Benchmarking batch deep reinforcement learning algorithms",
-    arXiv:1910.01708.
+    arXiv:1910.01708. Fujimoto, Meger & Precup (2019), "Off-policy deep reinforcement learning without exploration", ICML,
+    arXiv:1812.02900; code github.com/sfujim/BCQ.
 
     Examples
     --------
@@ -189,26 +120,49 @@ class BCQ(NeuralLearner):
     array(['b'], dtype='<U1')
     """
 
-    rules: ClassVar[Mapping[str, Number]] = {
-        **NeuralLearner.rules,
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **CriticLearner.rules,
         "gamma": DISCOUNT,
         "threshold": Number(0, 1, open_high=True),
-        "tau": Number(0, 1, open_low=True),
+        "tau": POLYAK,
         "logit_penalty": NONNEGATIVE,
+        "perturbation": NONNEGATIVE,
+        "min_weight": SHARE,
+        "n_target_samples": COUNT,
+        "n_act_samples": COUNT,
     }
-    individual: ClassVar[frozenset[str]] = NeuralLearner.individual | {"gamma", "threshold", "tau", "logit_penalty"}
+    individual: ClassVar[frozenset[str]] = CriticLearner.individual | {
+        "gamma",
+        "threshold",
+        "tau",
+        "logit_penalty",
+        "perturbation",
+        "min_weight",
+        "n_act_samples",
+    }
+    by_kind: ClassVar[Mapping[str, tuple[Any, Any]]] = {
+        "hidden": ((256, 256), (400, 300)),
+        "batch_size": (256, 100),
+        "learning_rate": (3e-4, 1e-3),
+    }
 
     def __init__(
         self,
         *,
         gamma: float = 0.99,
         threshold: float = 0.3,
-        hidden: tuple[int, ...] = (256, 256),
+        hidden: tuple[int, ...] | None = None,
         n_updates: int = 10_000,
-        batch_size: int = 256,
-        learning_rate: float = 3e-4,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         tau: float = 0.005,
         logit_penalty: float = 1e-2,
+        vae_hidden: tuple[int, ...] = (750, 750),
+        perturbation: float = 0.05,
+        min_weight: float = 0.75,
+        n_target_samples: int = 10,
+        n_act_samples: int = 100,
+        action_bounds: ActionBounds | None = None,
         normalize_states: bool = True,
         random_state: int | None = 0,
         device: str = "auto",
@@ -227,6 +181,12 @@ class BCQ(NeuralLearner):
         self.learning_rate = learning_rate
         self.tau = tau
         self.logit_penalty = logit_penalty
+        self.vae_hidden = vae_hidden
+        self.perturbation = perturbation
+        self.min_weight = min_weight
+        self.n_target_samples = n_target_samples
+        self.n_act_samples = n_act_samples
+        self.action_bounds = action_bounds
         self.normalize_states = normalize_states
         self.random_state = random_state
         self.device = device
@@ -237,27 +197,47 @@ class BCQ(NeuralLearner):
         self.callbacks = callbacks
         self.n_threads = n_threads
 
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What this policy offers."""
-        return frozenset({"logged_prob", "all_probs", "sample", "deterministic"})
-
-    def _check_data(self, data: LoggedDataset) -> None:
-        if not data.discrete:
-            raise TypeError(
-                "BCQ: `data` must have discrete actions, got continuous ones; use BehaviorCloning, or discretise the "
-                "actions."
-            )
-
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:
-        sizes = (data.states.shape[1], *learners[0].hidden, data.n_actions)
-        names = ("gamma", "threshold", "tau", "logit_penalty", "learning_rate")
-        settings = {name: [float(getattr(learner, name)) for learner in learners] for name in names}
-        return BCQStep(sizes, seeds, settings, data.rewards.device)
+        first, device = learners[0], data.rewards.device
+        hidden, n_states = first._effective(data.discrete)["hidden"], data.states.shape[1]
+        if data.discrete:
+            names = ("gamma", "threshold", "tau", "logit_penalty", "learning_rate")
+            settings = cls._numbers(learners, names, discrete=True)
+            return BCQStep((n_states, *hidden, data.n_actions), seeds, settings, device)
+        settings = cls._numbers(
+            learners, ("gamma", "tau", "perturbation", "min_weight", "learning_rate"), discrete=False
+        )
+        shape = BCQShape(n_states, data.n_actions, hidden, first.vae_hidden, first.n_target_samples)
+        return ContinuousBCQStep(shape, seeds, settings, device)
+
+    def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
+        return True
 
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         log_prob = masked_log_softmax(self.networks_["imitation"](states)[0], mask)
         log_threshold = math.log(self.threshold) if self.threshold > 0 else -math.inf
         chosen = constrained_argmax(self.networks_["q"](states)[0], log_prob, log_threshold)
         return functional.one_hot(chosen, self.origin_.n_actions).double()
+
+    def _distribution(self, states: FloatArray) -> Point:
+        unit = self.origin_.actions
+        assert unit is not None
+
+        def best(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:
+            blocks = torch.split(x, max(1, PREDICT_ROWS // self.n_act_samples))
+            return torch.cat([self._best_generated(block) for block in blocks]).double()
+
+        return Point(unit.inverse(self._evaluate(best, states)))
+
+    def _best_generated(self, states: torch.Tensor) -> torch.Tensor:
+        """Return the generated action of the highest Q_1, (n, k); the latents are the same in every state."""
+        n, nets, k = self.n_act_samples, self.networks_, self.origin_.n_actions
+        rng = np.random.default_rng(derive_seed(self.seed_, "acting"))
+        latents = torch.from_numpy(rng.standard_normal((n, 2 * k))).float().clamp(-LATENT_BOUND, LATENT_BOUND)
+        many = repeated(states.unsqueeze(0), n)
+        generated = decoded(nets["decoder"], many, latents.repeat_interleave(len(states), dim=0).unsqueeze(0))
+        actions = perturbed(nets["actor"], many, generated, self.perturbation)
+        first = nets["q"].with_rows(nets["q"].parameters.flat[:1])
+        chosen = first(state_action(many, actions)).view(n, len(states)).argmax(dim=0)
+        return actions.view(n, len(states), k)[chosen, torch.arange(len(states))]

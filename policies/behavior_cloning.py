@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from typing_extensions import Self
 
-from ope.gaussian import log_density, standard_normal_nodes
 from ope.neural.generators import ModelGenerators
 from ope.neural.history import Tensors
 from ope.neural.networks import MLP
 from ope.neural.optimizer import FlatAdam
 from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch, Standardizer, Transitions
-from ope.policies._losses import masked_log_softmax
+from ope.policies._distributions import Normal
+from ope.policies._losses import masked_log_softmax, normal_log_prob
 from ope.policies._neural import NeuralLearner
 from ope.policies._runs import LearnerEvent
-from ope.policies._settings import NONNEGATIVE, Number
-from ope.policy import RandomState, generator
+from ope.policies._settings import NONNEGATIVE, Rule
+from ope.policy import log_prob_logged
 from ope.validation import FloatArray
 
 if TYPE_CHECKING:
-    from ope.dataset import LoggedDataset, Rows
+    from ope.dataset import LoggedDataset
 
 LOG_STD_RANGE = (-5.0, 2.0)
 
@@ -87,9 +85,7 @@ class CloningStep(TrainingStep):
 
     @staticmethod
     def _gaussian(output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        mean, log_std = gaussian_parameters(output)
-        z = (batch.actions - mean) * torch.exp(-log_std)
-        return -(0.5 * z.square() + log_std + 0.5 * math.log(2.0 * math.pi)).sum(dim=2)
+        return normal_log_prob(batch.actions, *gaussian_parameters(output))
 
     def update(self, batch: Batch) -> Tensors:
         """Take one gradient step."""
@@ -150,7 +146,7 @@ class BehaviorCloning(NeuralLearner):
     array(['a', 'b'], dtype='<U1')
     """
 
-    rules: ClassVar[Mapping[str, Number]] = {**NeuralLearner.rules, "weight_decay": NONNEGATIVE}
+    rules: ClassVar[Mapping[str, Rule]] = {**NeuralLearner.rules, "weight_decay": NONNEGATIVE}
     individual: ClassVar[frozenset[str]] = NeuralLearner.individual | {"weight_decay"}
     bootstraps: ClassVar[bool] = False
 
@@ -187,11 +183,8 @@ class BehaviorCloning(NeuralLearner):
         self.callbacks = callbacks
         self.n_threads = n_threads
 
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What this policy offers; it depends on the actions it was fitted to."""
-        discrete = self._fitted().action_labels is not None
-        return frozenset({"logged_prob", "sample", "all_probs" if discrete else "density"})
+    def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
+        return False
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:
@@ -207,89 +200,28 @@ class BehaviorCloning(NeuralLearner):
         # A constant column keeps its unit: its density is then as narrow as the bound on the standard deviation.
         return Standardizer(data.actions.mean(axis=0, dtype=np.float64), np.where(scale > 0, scale, 1.0))
 
-    # ---------------------------------------------------------------- discrete actions
-
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return masked_log_softmax(self.networks_["policy"](states)[0].double(), mask).exp()
 
-    # ---------------------------------------------------------------- continuous actions
-
-    def _mean_and_std(self, states: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
-        """Return mean and standard deviation in the unit of the actions, each (n, k)."""
-
+    def _distribution(self, states: FloatArray) -> Normal:
         def both(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:
             mean, log_std = gaussian_parameters(self.networks_["policy"](x)[0].double())
             return torch.cat([mean, log_std.exp()], dim=1)
 
-        mean, std = np.split(self._evaluate(both, self._states(states)), 2, axis=1)
+        mean, std = np.split(self._evaluate(both, states), 2, axis=1)
         unit = self.origin_.actions
         assert unit is not None
-        return unit.inverse(mean), std * unit.scale
+        return Normal(unit.inverse(mean), std * unit.scale)
 
-    def predict(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
-        """Return the most probable label of each state, or the mean of the continuous action.
-
-        Parameters
-        ----------
-        states : array-like of shape (n, d), or DataFrame
-        action_mask : array-like of shape (n, n_actions), optional
-            Of discrete actions.
-
-        Returns
-        -------
-        ndarray of shape (n,) or (n, k)
-        """
-        if self._fitted().action_labels is not None:
-            return super().predict(states, action_mask)
-        return self._mean_and_std(states)[0]
-
-    def log_prob(
-        self, states: npt.ArrayLike, actions: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
-    ) -> FloatArray:
-        """Return the log probability of labels, or the log density of continuous actions.
+    def score(self, data: LoggedDataset) -> float:
+        """Return the mean log probability (density) of the logged actions: how well this policy imitates.
 
         Parameters
         ----------
-        states : array-like of shape (n, d), or DataFrame
-        actions : array-like of shape (n,) or (n, k)
-        action_mask : array-like of shape (n, n_actions), optional
-            Of discrete actions.
+        data : LoggedDataset
 
         Returns
         -------
-        ndarray of shape (n,)
+        float
         """
-        if self._fitted().action_labels is not None:
-            return super().log_prob(states, actions, action_mask)
-        mean, std = self._mean_and_std(states)
-        return log_density(np.asarray(actions, dtype=np.float64).reshape(mean.shape), mean, std)
-
-    def sample(
-        self, states: npt.ArrayLike, random_state: RandomState = None, action_mask: npt.ArrayLike | None = None
-    ) -> npt.NDArray[Any]:
-        """Draw an action for each state.
-
-        Parameters
-        ----------
-        states : array-like of shape (n, d), or DataFrame
-        random_state : int, Generator or None
-        action_mask : array-like of shape (n, n_actions), optional
-            Of discrete actions.
-
-        Returns
-        -------
-        ndarray of shape (n,) or (n, k)
-        """
-        if self._fitted().action_labels is not None:
-            return super().sample(states, random_state, action_mask)
-        mean, std = self._mean_and_std(states)
-        return mean + std * generator(random_state).standard_normal(mean.shape)
-
-    def quadrature_rows(self, rows: Rows) -> tuple[FloatArray, FloatArray] | None:
-        """Return Gauss-Hermite nodes (m, n, k) and weights (m,) of the continuous action in every row."""
-        self._check_names(rows)
-        if self.origin_.action_labels is not None:
-            return None
-        mean, std = self._mean_and_std(rows.states)
-        nodes, weights = standard_normal_nodes(mean.shape[1])
-        return mean + nodes[:, None, :] * std, weights
+        return float(log_prob_logged(self, data).mean())

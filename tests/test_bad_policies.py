@@ -33,6 +33,7 @@ from ope import load_policy
 from ope.estimators import LSTDQ
 from ope.policies import (
     BCQ,
+    TD3BC,
     BehaviorCloning,
     ClassifierPolicy,
     ColumnPolicy,
@@ -311,10 +312,10 @@ LEARNERS = [
         ("BehaviorCloning", "not fitted"),
     ),
     Bad(
-        "continuous actions",
-        lambda: BCQ(**SMALL).fit(continuous_log()),
+        "discrete actions",
+        lambda: TD3BC(**SMALL).fit(log()),
         TypeError,
-        ("BCQ", "`data`", "discrete", "BehaviorCloning"),
+        ("TD3BC", "`data`", "continuous", "CQL"),
     ),
     Bad(
         "frame for a learner",

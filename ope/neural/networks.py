@@ -203,7 +203,11 @@ class MLP:
         return twin
 
     def with_rows(self, flat: torch.Tensor) -> MLP:
-        """Return a network of this shape on the CPU, without gradients, whose models have the rows of `flat`."""
+        """Return a network of this shape on the CPU, without gradients, whose models have the rows of `flat`.
+
+        A row may hold several networks one after another: the members of an `Ensemble` become models.
+        """
+        flat = flat.reshape(-1, self.parameters.flat.shape[1])
         network = MLP(self.sizes, len(flat), extras=self.extras, layer_norm=self.layer_norm, trainable=False)
         network.parameters.flat.copy_(flat)
         return network

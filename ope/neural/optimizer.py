@@ -110,8 +110,11 @@ class FlatAdam:
         """Continue from what `state` returned."""
         for i, leaves in enumerate(self._leaves):
             row = 0
+            # Members of an ensemble lie within the row of their model there, in rows of their own here.
+            counts = state[f"{i}/step"].reshape(-1)
+            moments = {name: state[f"{i}/{name}"].reshape(len(counts), -1) for name in MOMENTS}
             for leaf in leaves:
-                for name in MOMENTS:
-                    self._adam.state[leaf][name].copy_(state[f"{i}/{name}"][row : row + len(leaf)])
-                self._adam.state[leaf]["step"].fill_(float(state[f"{i}/step"][row]))
+                for name, values in moments.items():
+                    self._adam.state[leaf][name].copy_(values[row : row + len(leaf)])
+                self._adam.state[leaf]["step"].fill_(float(counts[row]))
                 row += len(leaf)

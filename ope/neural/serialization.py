@@ -29,6 +29,14 @@ POLICY_KIND = "ope-policy"
 POLICY_CLASSES: Mapping[str, str] = {
     "BehaviorCloning": "ope.policies.behavior_cloning",
     "BCQ": "ope.policies.bcq",
+    "CQL": "ope.policies.cql",
+    "LSPI": "ope.policies.lspi",
+    "CRR": "ope.policies.crr",
+    "AWAC": "ope.policies.awac",
+    "DoubleDQN": "ope.policies.double_dqn",
+    "ATAC": "ope.policies.atac",
+    "TD3BC": "ope.policies.td3bc",
+    "IQL": "ope.policies.iql",
 }
 
 # All metadata are one JSON text under one key, so that equal contents are equal files; the seal's place in it, as bytes.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from ope.neural.device import use_threads
 from ope.neural.generators import ModelGenerators
 from ope.neural.history import MetricLog, Outcome, Tensors, TrainingStatus
 from ope.neural.interrupt import StopRequest, deferred_interrupt
-from ope.neural.networks import MLP
+from ope.neural.networks import MLP, FlatParameters
 from ope.neural.optimizer import FlatAdam
 from ope.neural.transitions import Batch, BatchSampler
 
@@ -22,15 +22,21 @@ from ope.neural.transitions import Batch, BatchSampler
 class TrainingStep(abc.ABC):
     """What a learner adds to the engine: its networks, and one update of them.
 
-    A subclass registers what it trains in `networks`, `optimizers` and `generators`: everything registered is saved and
-    restored. `update` must depend on nothing else, so that a resumed run continues to the same bits.
+    A subclass registers what it trains in `networks`, `variables`, `optimizers`, `generators` and `counts`: everything
+    registered is saved and restored. `update` must depend on nothing else, so that a resumed run continues to the same
+    bits.
 
     Attributes
     ----------
     networks : dict of str to MLP
+        Of K models, or of K models times the members of an ensemble, the members of one model side by side.
+    variables : dict of str to FlatParameters
+        What is trained besides: a temperature, a multiplier.
     optimizers : dict of str to FlatAdam
     generators : dict of str to ModelGenerators
         For noise other than the choice of batches.
+    counts : dict of str to int
+        Counters that schedules read.
     policy_networks : tuple of str
         The networks that make a policy: what checkpoints hold.
     """
@@ -40,8 +46,10 @@ class TrainingStep(abc.ABC):
     def __init__(self, n_models: int) -> None:
         self.n_models = n_models
         self.networks: dict[str, MLP] = {}
+        self.variables: dict[str, FlatParameters] = {}
         self.optimizers: dict[str, FlatAdam] = {}
         self.generators: dict[str, ModelGenerators] = {}
+        self.counts: dict[str, int] = {}
 
     @abc.abstractmethod
     def update(self, batch: Batch) -> Tensors:
@@ -60,23 +68,36 @@ class TrainingStep(abc.ABC):
 
     def snapshot(self) -> Tensors:
         """Copy the parameters that make a policy, each (K, P)."""
-        return {name: self.networks[name].parameters.flat.clone() for name in self.policy_networks}
+        return {name: self._by_model(self.networks[name].parameters.flat).clone() for name in self.policy_networks}
 
     def state(self) -> Tensors:
         """Return everything that the next update depends on, except batches; each tensor has a leading model axis."""
-        result = {f"network/{name}": network.parameters.flat.clone() for name, network in self.networks.items()}
+        result = {f"{kind}/{name}": self._by_model(flat).clone() for kind, name, flat in self._trained()}
         for name, optimizer in self.optimizers.items():
-            result |= {f"optimizer/{name}/{key}": value.clone() for key, value in optimizer.state().items()}
+            result |= {f"optimizer/{name}/{key}": self._by_model(v).clone() for key, v in optimizer.state().items()}
+        result |= {f"count/{name}": torch.full((self.n_models,), count) for name, count in self.counts.items()}
         return result | {f"generator/{name}": generator.state() for name, generator in self.generators.items()}
 
     def load_state(self, state: Tensors) -> None:
         """Continue from what `state` returned."""
-        for name, network in self.networks.items():
-            network.parameters.flat.copy_(state[f"network/{name}"])
+        for kind, name, flat in self._trained():
+            flat.copy_(state[f"{kind}/{name}"].reshape(flat.shape))
         for name, optimizer in self.optimizers.items():
             optimizer.load_state(_under(state, f"optimizer/{name}/"))
         for name, generator in self.generators.items():
             generator.load_state(state[f"generator/{name}"])
+        for name in self.counts:
+            self.counts[name] = int(state[f"count/{name}"][0])
+
+    def _trained(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        for name, network in self.networks.items():
+            yield "network", name, network.parameters.flat
+        for name, variable in self.variables.items():
+            yield "variable", name, variable.flat
+
+    def _by_model(self, values: torch.Tensor) -> torch.Tensor:
+        """Put the members of an ensemble into the row of their model."""
+        return values if len(values) == self.n_models else values.reshape(self.n_models, -1)
 
 
 def _under(tensors: Tensors, prefix: str) -> Tensors:

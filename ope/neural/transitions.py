@@ -258,8 +258,9 @@ class Batch:
         return None if mask is None else self._gather(mask, self._next_rows)
 
     def bellman_mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Average over the transitions that have a Bellman target: (K, B) to (K,)."""
-        return (values * self.bellman).sum(dim=1) / self.bellman.sum(dim=1).clamp(min=1.0)
+        """Average over the transitions that have a Bellman target: (K, B) to (K,), or (K, E, B) to (K, E)."""
+        weight = self.bellman if values.ndim == 2 else self.bellman.unsqueeze(1)
+        return (values * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1.0)
 
 
 class BatchSampler:

@@ -7,24 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from learner_logs import random_log
+from learner_logs import plain, random_log
 from torch.nn import functional
 
-from ope.neural.networks import MLP
 from ope.neural.transitions import Batch, Transitions
-from ope.policies.bcq import BCQ, BCQStep
+from ope.policies._discrete_bcq import BCQStep
+from ope.policies.bcq import BCQ
 from ope.policies.behavior_cloning import BehaviorCloning, CloningStep
 from ope.schema import End
-
-
-def plain(network: MLP, k: int, x: torch.Tensor, parameters: dict[str, torch.Tensor]) -> torch.Tensor:
-    h = x
-    for layer in range(len(network.sizes) - 1):
-        h = h @ parameters[f"weight{layer}"][k] + parameters[f"bias{layer}"][k, 0]
-        if layer < len(network.sizes) - 2:
-            h = torch.clamp(h, min=0.0)
-    return h
-
 
 # -------------------------------------------------------------------- losses against plain loops
 
@@ -109,7 +99,12 @@ def test_bcq_update_is_one_adam_step_then_one_polyak_step() -> None:
 def test_bcq_defaults_are_the_papers() -> None:
     learner = BCQ()
     assert (learner.gamma, learner.threshold, learner.tau, learner.logit_penalty) == (0.99, 0.3, 0.005, 0.01)
-    assert (learner.hidden, learner.batch_size, learner.learning_rate) == ((256, 256), 256, 3e-4)
+    assert (learner.perturbation, learner.min_weight, learner.vae_hidden) == (0.05, 0.75, (750, 750))
+    assert (learner.n_target_samples, learner.n_act_samples) == (10, 100)
+    names = ("hidden", "batch_size", "learning_rate")
+    discrete, continuous = (learner._effective(kind) for kind in (True, False))
+    assert [discrete[name] for name in names] == [(256, 256), 256, 3e-4]
+    assert [continuous[name] for name in names] == [(400, 300), 100, 1e-3]
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -334,11 +334,6 @@ def test_only_logs_are_learned_from() -> None:
         BCQ(**SMALL).fit(pd.DataFrame())  # type: ignore[arg-type]
 
 
-def test_bcq_refuses_continuous_actions() -> None:
-    with pytest.raises(TypeError, match="BCQ: `data` must have discrete actions, got continuous ones"):
-        BCQ(**SMALL).fit(random_log(continuous=True))
-
-
 @pytest.mark.parametrize("call", ["predict", "predict_proba", "sample"])
 def test_unfitted_learners_say_so(call: str) -> None:
     with pytest.raises(NotFittedError, match="BCQ is not fitted"):

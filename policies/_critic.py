@@ -1,0 +1,116 @@
+"""Learners with action values: reading them, and scoring them on other episodes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ope.neural.device import one_thread
+from ope.policies._network_policy import PREDICT_ROWS, NetworkPolicy
+from ope.policies._neural import NeuralLearner
+from ope.policy import expectation
+from ope.validation import FloatArray
+
+if TYPE_CHECKING:
+    from ope.dataset import LoggedDataset
+
+
+class CriticPolicy(NetworkPolicy):
+    """A policy whose critic is the network "q": twins, or one for discrete actions."""
+
+    gamma: float
+
+    def q_values(self, states: npt.ArrayLike, actions: npt.ArrayLike | None = None) -> FloatArray:
+        """Return what the critic believes: the learner's own estimate, no evidence of the policy's value.
+
+        Parameters
+        ----------
+        states : array-like of shape (n, d), or DataFrame
+        actions : array-like of shape (n, k)
+            Continuous actions; discrete ones are all evaluated.
+
+        Returns
+        -------
+        ndarray of shape (n, n_actions), or (n,) for continuous actions
+            In the unit of the rewards; the smaller one where there are twins.
+        """
+        rows = self._states(states)
+        inputs = self._critic_inputs(self.origin_.states.transform(rows))
+        discrete = self.origin_.action_labels is not None
+        if not discrete:
+            inputs = np.hstack([inputs, self._scaled(actions, len(rows))])
+        with one_thread(), torch.no_grad():
+            parts = [
+                self.networks_["q"](part).amin(dim=0).double()
+                for part in torch.split(torch.from_numpy(inputs).float(), PREDICT_ROWS)
+            ]
+        values = torch.cat(parts).numpy() / self.origin_.reward_scale
+        return np.asarray(values if discrete else values[:, 0])
+
+    def _critic_inputs(self, states: FloatArray) -> FloatArray:
+        """Return what the critic sees of standardised states."""
+        return states
+
+    def _scaled(self, actions: npt.ArrayLike | None, n_rows: int) -> FloatArray:
+        owner, k, unit = type(self).__name__, self.origin_.n_actions, self.origin_.actions
+        assert unit is not None
+        if actions is None:
+            raise ValueError(f"{owner}.q_values: `actions` must be given, shape (n, {k}), got None; pass them.")
+        points = np.asarray(actions, dtype=np.float64)
+        points = points[:, None] if points.ndim == 1 else points
+        if points.shape != (n_rows, k):
+            raise ValueError(
+                f"{owner}.q_values: `actions` must have shape {(n_rows, k)}, got {points.shape}; pass one a state."
+            )
+        return unit.transform(points)
+
+    def score(self, data: LoggedDataset) -> float:
+        """Return minus the mean square of the critic's temporal-difference errors under this policy.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+            Other episodes than those of the fit, with the same action labels.
+
+        Returns
+        -------
+        float
+            Not above 0, in squared units of the reward.
+
+        Notes
+        -----
+        delta = r + gamma E_{a' ~ pi} Q(s', a') - Q(s, a), transitions to an unknown state left out. It says how well the
+        critic fits, not how good the policy is: compare policies by an estimator of `ope.estimators`.
+        """
+        self._check_names(data.rows())
+        self._check_labels(data)
+
+        def q(states: FloatArray, actions: npt.NDArray[Any] | None) -> FloatArray:
+            return self.q_values(states, actions)
+
+        following = expectation(self, data, q, at="next", horizon_continues=True)
+        if data.discrete:
+            logged = self.q_values(data.states)[np.arange(len(data)), data.actions]
+        else:
+            logged = self.q_values(data.states, data.actions)
+        errors = data.rewards + self.gamma * following - logged
+        return -float(np.mean(np.square(errors[np.isfinite(following)])))
+
+    def _check_labels(self, data: LoggedDataset) -> None:
+        ours, theirs = self.labels, data.action_labels
+        if _named(ours) != _named(theirs):
+            raise ValueError(
+                f"{type(self).__name__}.score: `data` must have the actions of the fit ({_named(ours)}), got "
+                f"{_named(theirs)}; build the log with actions= of the training log."
+            )
+
+
+class CriticLearner(CriticPolicy, NeuralLearner):
+    """Base class of learners that train a critic on `ope.neural`."""
+
+
+def _named(labels: npt.NDArray[Any] | None) -> str:
+    return "continuous ones" if labels is None else f"labels {labels.tolist()}"
