@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 from sklearn.base import clone
 
-from ope import Estimate, Level, LoggedDataset, PolicySelector
+from ope import Estimate, Level, LoggedDataset, OffPolicyEstimator, PolicySelector, Verdict
 from ope.estimators import LSTDQ, DoublyRobust, ImportanceSampling, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.inference import fold_of, max_t_quantile, selected_value
 from ope.policies import ColumnPolicy, TabularPolicy
@@ -449,3 +449,38 @@ def test_nothing_answers_nothing_follows(log: LoggedDataset) -> None:
     assert (selector.best_set_, selector.top_, selector.comparison_) == ((), [], None)
     assert len(selector.ranks_) == 0
     assert "<table" in selector._repr_html_()
+
+
+# -------------------------------------------------------------------------------- second opinions
+
+
+class Contrary(PerDecisionIS):
+    def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: np.ndarray) -> Estimate:
+        found = super()._fit_one(data, policy, name, weight)
+        return replace(found, value=found.value + 10.0, scores=None)
+
+
+class Silent(PerDecisionIS):
+    def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: np.ndarray) -> Estimate:
+        found = super()._fit_one(data, policy, name, weight)
+        return replace(found, verdict=Verdict(Level.REFUSE, ("It is silent.",)))
+
+
+@pytest.mark.parametrize(
+    ("others", "words"),
+    [
+        ([Contrary(gamma=1.0)], "Estimators disagree on it beyond their intervals (Contrary says"),
+        ([Silent(gamma=1.0)], "Nothing checks the assumptions of WeightedIS on it: Silent refuses"),
+        ([Silent(gamma=1.0), PerDecisionIS(gamma=1.0)], None),
+        ([], None),
+    ],
+)
+def test_what_other_estimators_have_against_the_choice_is_told(
+    log: LoggedDataset, candidates: dict[str, Policy], others: list[OffPolicyEstimator], words: str | None
+) -> None:
+    decision = PolicySelector([WeightedIS(gamma=1.0), *others]).fit(log, candidates).decision_
+    if words is None:
+        assert "disagree" not in decision
+        assert "Nothing checks" not in decision
+    else:
+        assert words in decision

@@ -151,6 +151,8 @@ class Evidence:
     baseline : str or None
     best_set : tuple of str
     refused : tuple of str
+    elsewhere : mapping of str to Estimate
+        What the other estimators say of the chosen candidate.
     """
 
     criterion: str
@@ -163,6 +165,7 @@ class Evidence:
     baseline: str | None
     best_set: tuple[str, ...]
     refused: tuple[str, ...]
+    elsewhere: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
     def chosen(self) -> str:
@@ -182,7 +185,8 @@ class Evidence:
 
 def in_words(evidence: Evidence) -> str:
     """Return the decision, its reason, its evidence and what to do next."""
-    parts = [_verdict_on_choice(evidence), evidence.corrected.summary(), _trust(evidence), *_context(evidence)]
+    parts = [_verdict_on_choice(evidence), evidence.corrected.summary(), _trust(evidence), _second_opinion(evidence)]
+    parts += _context(evidence)
     return " ".join(part for part in parts if part)
 
 
@@ -233,6 +237,27 @@ def _trust(e: Evidence) -> str:
     if verdict.level == Level.VALID:
         return "Verdict VALID."
     return f"Verdict {verdict.level.name}, so look before you act: {first_reason(verdict)}"
+
+
+def _second_opinion(e: Evidence) -> str:
+    """Return what the other estimators have against the answer, if anything."""
+    answers = {name: other for name, other in e.elsewhere.items() if other.verdict.level < Level.REFUSE}
+    if e.elsewhere and not answers:
+        others, verb = _listing(list(e.elsewhere)), "refuses" if len(e.elsewhere) == 1 else "refuse"
+        return f"Nothing checks the assumptions of {e.primary} on it: {others} {verb} to value it; results_ says why."
+    against = [name for name, other in answers.items() if _apart(other, e.corrected, e.level)]
+    if not against:
+        return ""
+    values = _listing([f"{name} says {number(answers[name].value)}" for name in against])
+    return f"Estimators disagree on it beyond their intervals ({values}): at least one assumption is wrong, find out which before you act."
+
+
+def _apart(estimate: Estimate, corrected: CorrectedValue, level: float) -> bool:
+    try:
+        low, high = estimate.confidence_interval(level)
+    except IntervalNotAvailable:
+        return False
+    return bool(high < corrected.naive_low or low > corrected.naive_high)
 
 
 def _context(e: Evidence) -> list[str]:

@@ -379,6 +379,7 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
             baseline=baseline,
             best_set=self.best_set_,
             refused=refused,
+            elsewhere={name: found[corrected.policy] for name, found in self.estimates_.items() if name != primary},
         )
 
     # ---------------------------------------------------------------- shown
