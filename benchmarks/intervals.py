@@ -81,7 +81,13 @@ KEPT = HERE / "results" / "coverage"
 ENOUGH = 200
 LEAST = {
     method.name: method.least_effective_size
-    for method in (Normal(), AdjustedT(), StudentizedBootstrap(), EmpiricalLikelihood())
+    for method in (
+        Normal(),
+        AdjustedT(),
+        StudentizedBootstrap(),
+        EmpiricalLikelihood(),
+        Auto(),
+    )  # auto picks what the log is large enough for
 }
 BOUNDS = ("hoeffding", "empirical_bernstein", "anderson", "truncated", "betting", "reflected_betting")
 
@@ -103,12 +109,7 @@ def large_cell(name: str, n: int, repetitions: int) -> list[dict[str, Any]]:
             judged = judge(estimator, diagnostics[:, e], psi[:, e], span)
             found = large_ends(values[:, e], psi[:, e], sizes, counts)
             for method in LARGE:
-                least = (
-                    LEAST[method]
-                    if method != "auto"
-                    else np.where(sizes >= Auto().large, LEAST["normal"], Auto().least)
-                )
-                levels = np.where(sizes < least, np.maximum(judged, Level.CAUTION), judged)
+                levels = np.where(sizes < LEAST[method], np.maximum(judged, Level.CAUTION), judged)
                 base = {"problem": name, "n": n, "estimator": estimator, "method": method}
                 rows.append({**base, **figures(found[method], truth, levels)})
     return rows

@@ -19,11 +19,6 @@ __all__ = ["Auto", "Outer"]
 class Outer(IntervalMethod):
     """The outer ends of `AdjustedT` and of `EmpiricalLikelihood` with effective freedom: for effective samples that are small.
 
-    Parameters
-    ----------
-    least : float
-        Effective number of episodes from which on it was seen to cover.
-
     Notes
     -----
     The two are both right to second order and fail on different logs, which no diagnostic tells apart. Assumes independent
@@ -35,8 +30,6 @@ class Outer(IntervalMethod):
     'outer'
     """
 
-    least: float = 0.0
-
     @property
     def name(self) -> str:
         """Short name."""
@@ -46,11 +39,6 @@ class Outer(IntervalMethod):
     def assumptions(self) -> str:
         """What must hold."""
         return LARGE_SAMPLE
-
-    @property
-    def least_effective_size(self) -> float:
-        """As given."""
-        return self.least
 
     def bounds(self, sample: Sample, alpha_low: float, alpha_high: float) -> Ends:
         """Compute both intervals and return the lower low and the higher high."""
@@ -73,8 +61,6 @@ class Auto(IntervalMethod):
         An estimate whose own skewness, sum psi^3 / (sum psi^2)^1.5, is smaller then gets the t interval.
     dominant : float
         Share of sum psi^2 in one episode from where the reason warns that no large-sample interval holds.
-    least : float
-        Effective number of episodes below which the interval of a small sample is CAUTION.
 
     Notes
     -----
@@ -93,7 +79,6 @@ class Auto(IntervalMethod):
     large: float = 200.0
     symmetric: float = 0.02
     dominant: float = 0.5
-    least: float = 100.0
 
     @property
     def name(self) -> str:
@@ -119,9 +104,7 @@ class Auto(IntervalMethod):
                 AdjustedT(), f"no importance weights carry the estimate, whose skewness is {skewness:.2f}{warning}"
             )
         if size < self.large:
-            return Pick(
-                Outer(self.least), f"the weights leave an effective sample of {size:.0f} episodes only{warning}"
-            )
+            return Pick(Outer(), f"the weights leave an effective sample of {size:.0f} episodes only{warning}")
         if abs(skewness) < self.symmetric:
             return Pick(Normal(), f"the estimate is almost symmetric, with {size:.0f} effective episodes{warning}")
         reason = f"the estimate is skewed to the {side} (skewness {skewness:.2f}), with {size:.0f} effective episodes{warning}"

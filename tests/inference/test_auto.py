@@ -92,13 +92,13 @@ def test_skewed_influence_gets_empirical_likelihood(sign: float) -> None:
 def test_few_effective_episodes_get_the_outer_ends() -> None:
     log = Log(SKEWED, effective_size=40.0)
     method, reason = Auto().pick(log)
-    assert method == Outer(100.0)
+    assert method == Outer()
     assert "effective sample of 40 episodes" in reason
     low, high = Auto().bounds(log, 0.05, 0.1)
     ends = [one.bounds(log, 0.05, 0.1) for one in (AdjustedT(), EmpiricalLikelihood(effective=True))]
     assert (low, high) == (min(ends[0][0], ends[1][0]), max(ends[0][1], ends[1][1]))
     assert Auto(large=30.0).pick(log).method == EmpiricalLikelihood()
-    assert method.least_effective_size == 100.0
+    assert method.least_effective_size == 0.0
 
 
 def test_without_weights_adjusted_t() -> None:
@@ -182,7 +182,10 @@ def test_intervals_carry_choice_reason_and_assumptions(log: LoggedDataset) -> No
     assert found.assumptions == Outer().assumptions
     assert tuple(found) == tuple(estimate.confidence_interval(method=Outer()))
     assert estimate.lower_bound(method="auto") == estimate.lower_bound(method=Outer())
-    assert found.verdict.level == Level.CAUTION  # its effective sample is below 100
+    assert found.verdict.level == Level.VALID
+    assert (
+        estimate.confidence_interval(method="normal").verdict.level == Level.CAUTION
+    )  # its effective sample is below 200
     plain = estimate.confidence_interval(method="normal")
     assert (plain.method, plain.reason, plain.assumptions) == ("normal", "", Normal().assumptions)
     default = estimate.confidence_interval()
