@@ -32,7 +32,6 @@ from ope.estimators import LSTDQ, DoublyRobust, PerDecisionIS, TrajectoryIS, Wei
 from ope.estimators._q import QPredictions
 from ope.estimators._verdicts import (
     THRESHOLDS,
-    doubly_robust_findings,
     earned_range,
     importance_findings,
     linear_findings,
@@ -332,12 +331,7 @@ def run_cell(name: str, n: int, repetitions: int) -> str:
 def level_of(estimator: str, diagnostics: np.ndarray) -> Level:
     """Recompute the verdict of one estimate from its stored diagnostics."""
     known = dict(zip(DIAGNOSTICS, diagnostics.tolist(), strict=True))
-    if estimator == "LSTDQ":
-        findings = linear_findings(known)
-    elif estimator in ("DR", "WDR"):
-        findings = doubly_robust_findings(known)
-    else:
-        findings = importance_findings(known, clipped=False)
+    findings = linear_findings(known) if estimator == "LSTDQ" else importance_findings(known)
     tail = Level(int(known["run_level"])) if known["truncated_tail"] > 0 else Level.VALID
     return max(Verdict.of(findings).level, tail)
 

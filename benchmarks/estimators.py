@@ -221,8 +221,9 @@ def summary_rows() -> Iterator[dict[str, Any]]:
         truth = problem.value(target_of(problem), problem.default_gamma)
         scale = truth**2 if truth else 1.0
         for n in SIZES:
-            for label, runs in load(cell_path(name, n)).groupby("estimator", sort=False):
-                yield {"problem": name, "n": n, "estimator": label, **summarise(runs, truth, scale)}
+            runs = dict(iter(load(cell_path(name, n)).groupby("estimator")))
+            for label in (label for label in (*ESTIMATORS, *NEURAL) if label in runs):
+                yield {"problem": name, "n": n, "estimator": label, **summarise(runs[label], truth, scale)}
 
 
 def summarise(runs: pd.DataFrame, truth: float, scale: float) -> dict[str, Any]:

@@ -79,16 +79,9 @@ from ope.verdict import Level
 HERE = Path(__file__).parent
 KEPT = HERE / "results" / "coverage"
 ENOUGH = 200
-LEAST = {
-    method.name: method.least_effective_size
-    for method in (
-        Normal(),
-        AdjustedT(),
-        StudentizedBootstrap(),
-        EmpiricalLikelihood(),
-        Auto(),
-    )  # auto picks what the log is large enough for
-}
+# `Auto` asks for nothing itself: it picks what the log is large enough for.
+JUDGED = (Normal(), AdjustedT(), StudentizedBootstrap(), EmpiricalLikelihood(), Auto())
+LEAST = {method.name: method.least_effective_size for method in JUDGED}
 BOUNDS = ("hoeffding", "empirical_bernstein", "anderson", "truncated", "betting", "reflected_betting")
 
 # -------------------------------------------------------------------- methods for large samples

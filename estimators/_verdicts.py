@@ -271,18 +271,13 @@ def judge_unsupported(share: float) -> Finding:
     )
 
 
-def importance_findings(diagnostics: Mapping[str, Any], *, clipped: bool) -> list[Finding]:
-    """Judge importance sampling from its diagnostics."""
+def importance_findings(diagnostics: Mapping[str, Any], *, clipped: bool = False) -> list[Finding]:
+    """Judge an estimate that importance weights carry, doubly robust or not, from its diagnostics."""
     return [
         judge_ess(diagnostics["ess"], THRESHOLDS.ess_caution, "importance weights"),
         judge_variation(diagnostics["largest_share"]),
         None if clipped else judge_mean_weight(diagnostics["mean_weight"]),
     ]
-
-
-def doubly_robust_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
-    """Judge a doubly robust estimate from its diagnostics."""
-    return importance_findings(diagnostics, clipped=False)
 
 
 def linear_findings(diagnostics: Mapping[str, Any]) -> list[Finding]:
@@ -500,14 +495,14 @@ def judge_coin(n_episodes: int, converged: bool) -> Finding:
     """Judge the interval of CoinDICE."""
     if not converged:
         return Level.CAUTION, (
-            "The search for the extremes of CoinDICE did not settle: coin_low and coin_high are too close together by an unknown amount. Use the normal "
+            "The search for the extremes of CoinDICE did not settle: coin_low and coin_high are too close together by an unknown amount. Use the default "
             "interval, fewer features, or more episodes."
         )
     if n_episodes >= 50:
         return None
     return Level.CAUTION, (
         f"coin_low to coin_high covers the value less often than it says on {n_episodes} episodes, whose spread understates what rare episodes "
-        "would add. Use the normal interval or the bootstrap, or log more episodes."
+        "would add. Use the default interval or the bootstrap, or log more episodes."
     )
 
 

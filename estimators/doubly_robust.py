@@ -279,7 +279,7 @@ class DoublyRobust(CrossFitted):
             verdicts.judge_finite(fit.value, fit.influence),
             verdicts.judge_range(fit.value, data, self._gamma, self._stationary(data), Level.CAUTION),
             verdicts.judge_width(fit.influence, data, self._gamma, self._stationary(data)),
-            *verdicts.doubly_robust_findings(diagnostics),
+            *verdicts.importance_findings(diagnostics),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]

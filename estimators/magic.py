@@ -222,7 +222,7 @@ class MAGIC(CrossFitted):
         return diagnostics, [
             verdicts.judge_finite(value, None),
             verdicts.judge_range(value, data, self._gamma, self._stationary(data), Level.CAUTION),
-            *verdicts.doubly_robust_findings(diagnostics),
+            *verdicts.importance_findings(diagnostics),
             verdicts.judge_propensities(data, orthogonal=True),
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
             _judge_blend(self.n_bootstrap),

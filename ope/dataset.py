@@ -25,6 +25,7 @@ from ope.validation import BoolArray, FloatArray, IntArray, check_length
 
 OWNER = "LoggedDataset"
 BLOCK_ROWS = 1 << 18
+BY_ROW = ("states", "actions", "rewards", "timesteps", "behavior_log_prob", "cross_fitted_log_prob", "action_mask")
 
 
 @dataclass(frozen=True)
@@ -508,17 +509,8 @@ class LoggedDataset:
             part.index = pd.RangeIndex(len(part))
             return part
 
-        by_row = (
-            "states",
-            "actions",
-            "rewards",
-            "timesteps",
-            "behavior_log_prob",
-            "cross_fitted_log_prob",
-            "action_mask",
-        )
         by_episode = ("ends", "episode_ids", "final_states", "final_action_mask")
-        parts = {name: take(getattr(self, name), rows) for name in by_row}
+        parts = {name: take(getattr(self, name), rows) for name in BY_ROW}
         parts |= {name: take(getattr(self, name), episodes) for name in by_episode}
         layout = None if self.layout is None else self.layout.take(episodes)
         return replace(

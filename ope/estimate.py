@@ -354,19 +354,21 @@ def _because(name: str, reason: str) -> Markup:
 
 
 def estimate_row(estimate: Estimate, level: float, method: str | IntervalMethod | None = None) -> dict[str, Any]:
-    """Return an estimate as one row of a table; bounds are NaN where the method does not apply."""
+    """Return an estimate as one row of a table, the verdict that of the interval; bounds are NaN where the method does not apply."""
     try:
-        low, high = estimate.confidence_interval(level, method)
+        found = estimate.confidence_interval(level, method)
+        (low, high), verdict = found, found.verdict
         lower = estimate.lower_bound(level, method)
     except IntervalNotAvailable:
         low = high = lower = float("nan")
+        verdict = estimate.verdict
     return {
         "value": estimate.value,
         "std_error": estimate.std_error,
         "low": low,
         "high": high,
         "lower_bound": lower,
-        "verdict": estimate.verdict.level.name,
-        "reasons": " ".join(estimate.verdict.reasons),
+        "verdict": verdict.level.name,
+        "reasons": " ".join(verdict.reasons),
         **estimate.diagnostics,
     }

@@ -244,7 +244,7 @@ def _second_opinion(e: Evidence) -> str:
     answers = {name: other for name, other in e.elsewhere.items() if other.verdict.level < Level.REFUSE}
     if e.elsewhere and not answers:
         others, verb = _listing(list(e.elsewhere)), "refuses" if len(e.elsewhere) == 1 else "refuse"
-        return f"Nothing checks the assumptions of {e.primary} on it: {others} {verb} to value it; results_ says why."
+        return f"Nothing checks the assumptions of {e.primary} on it: {others} {verb} to value it; their rows say why."
     against = [name for name, other in answers.items() if _apart(other, e.corrected, e.level)]
     if not against:
         return ""

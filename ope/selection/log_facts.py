@@ -44,7 +44,8 @@ class LogFacts:
         By candidate, effective sample size over time and the largest weights (`ope.weight_profile`); absent where there
         are no propensities or the candidate does not say its own.
     returns : dict of str to ReturnDistribution
-        By candidate, the distribution of an episode's return (`ope.returns`); absent as weights are.
+        Distribution of an episode's return (`ope.returns`) under the chosen candidate; under every candidate that has weights
+        where the chosen one has none, or none is chosen.
     versions, seeds : dict
     """
 
@@ -63,7 +64,11 @@ class LogFacts:
 
 
 def log_facts(
-    data: LoggedDataset, gamma: float, candidates: Mapping[str, Policy], estimators: Mapping[str, OffPolicyEstimator]
+    data: LoggedDataset,
+    gamma: float,
+    candidates: Mapping[str, Policy],
+    estimators: Mapping[str, OffPolicyEstimator],
+    chosen: str | None = None,
 ) -> LogFacts:
     """Return the facts of a log and of the candidates' weights on it.
 
@@ -77,7 +82,8 @@ def log_facts(
     >>> facts.weights["bold"].ess.round(2).tolist(), facts.action_counts.tolist()
     ([2.94], [2, 2])
     """
-    profiles = {name: _profile(data, policy, gamma) for name, policy in candidates.items()}
+    found = {name: _profile(data, policy) for name, policy in candidates.items()}
+    profiles = {name: profile for name, profile in found.items() if profile is not None}
     source = data.behavior_source if data.behavior_log_prob is not None else None
     return LogFacts(
         described=data.describe(),
@@ -88,30 +94,36 @@ def log_facts(
         calibration=None if source is None else source.calibration,
         action_counts=_action_counts(data),
         lengths=_length_counts(data.lengths),
-        weights={name: profile[0] for name, profile in profiles.items() if profile is not None},
-        returns={
-            name: profile[1] for name, profile in profiles.items() if profile is not None and profile[1] is not None
-        },
+        weights=profiles,
+        returns=_returns(data, gamma, candidates, profiles, chosen),
         versions={"python": platform.python_version(), **_versions()},
         seeds={name: e.get_params().get("random_state") for name, e in estimators.items()},
     )
 
 
-def _profile(
-    data: LoggedDataset, policy: Policy, gamma: float
-) -> tuple[WeightProfile, ReturnDistribution | None] | None:
-    """Return how a candidate's weights spread, and its returns; None where weights do not exist."""
+def _profile(data: LoggedDataset, policy: Policy) -> WeightProfile | None:
+    """Return how a candidate's weights spread; None where they do not exist."""
     if data.behavior_log_prob is None:
         return None
     try:
         if "logged_prob" not in policy.capabilities:
             return None
-        weights = weight_profile(data, policy)
-        # Weights of 0 only say nothing about returns.
-        seen = bool(np.isfinite(weights.log_tail).any())
-        return weights, return_distribution(data, policy, gamma=gamma) if seen else None
+        return weight_profile(data, policy)
     except Exception:  # the estimators' rows already say what is wrong with this candidate
         return None
+
+
+def _returns(
+    data: LoggedDataset,
+    gamma: float,
+    candidates: Mapping[str, Policy],
+    profiles: Mapping[str, WeightProfile],
+    chosen: str | None,
+) -> dict[str, ReturnDistribution]:
+    # Weights of 0 only say nothing about returns. A band is simulated, so only what a report can show gets one.
+    seen = [name for name, profile in profiles.items() if np.isfinite(profile.log_tail).any()]
+    shown = [chosen] if chosen in seen else seen
+    return {name: return_distribution(data, candidates[name], gamma=gamma) for name in shown}
 
 
 def _action_counts(data: LoggedDataset) -> pd.Series[int] | None:

@@ -201,9 +201,9 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         self.results_ = self._table()
         self.primary_ = self._choose_estimator()
         gamma = float(next(iter(named.values())).gamma or 0.0)
-        self.log_: LogFacts = log_facts(data, gamma, usable, named)
         self._judge(data, gamma)
         self._decide()
+        self.log_: LogFacts = log_facts(data, gamma, usable, named, self.best_name_)
         self.best_policy_ = None if self.best_name_ is None else candidates[self.best_name_]
         return self
 

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from ope import ragged
-from ope.dataset import LoggedDataset
+from ope.dataset import BY_ROW, LoggedDataset
 from ope.schema import End
 from ope.validation import IntArray
 
@@ -49,7 +49,7 @@ def cut_episodes(data: LoggedDataset, steps: int, end: End) -> LoggedDataset:
         ends[(data.lengths == steps) & (ends == End.TRUNCATED)] = End.HORIZON
     next_rows = data.offsets[:-1][long] + steps
     return data.replace(
-        **{name: _rows(getattr(data, name), kept) for name in _BY_ROW},
+        **{name: _rows(getattr(data, name), kept) for name in BY_ROW},
         offsets=ragged.offsets_of(np.minimum(data.lengths, steps)),
         ends=ends,
         horizon=steps if end == End.HORIZON else data.horizon,
@@ -59,17 +59,6 @@ def cut_episodes(data: LoggedDataset, steps: int, end: End) -> LoggedDataset:
         final_extras=_final_extras(data, long, next_rows),
         layout=None,
     )
-
-
-_BY_ROW = (
-    "states",
-    "actions",
-    "rewards",
-    "timesteps",
-    "behavior_log_prob",
-    "cross_fitted_log_prob",
-    "action_mask",
-)
 
 
 def _rows(array: npt.NDArray[Any] | None, kept: npt.NDArray[np.bool_]) -> Any:

@@ -7,6 +7,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 
 from ope import End, Estimate, LoggedDataset
 from ope.policies import TabularPolicy
@@ -14,6 +15,17 @@ from ope.problems import TabularProblem
 from ope.validation import FloatArray
 
 Path = list[tuple[int, int, float]]
+
+ENDS = [
+    ("terminal",),
+    ("truncated",),
+    ("terminal", "truncated"),
+    ("horizon",),
+    ("terminal", "horizon"),
+    ("terminal", "horizon", "truncated"),
+]
+stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
+every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
 
 
 class Case(NamedTuple):
@@ -26,6 +38,11 @@ class Case(NamedTuple):
     @property
     def policy(self) -> TabularPolicy:
         return TabularPolicy(self.pi)
+
+
+def sampled(problem: TabularProblem, n: int, seed: int = 0) -> Case:
+    """Sample a log of a problem under its own behaviour, for its own target."""
+    return Case(problem.sample(n, random_state=seed), problem.behavior, problem.target)
 
 
 class WeightedLog(NamedTuple):

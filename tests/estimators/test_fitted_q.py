@@ -10,12 +10,15 @@ import pytest
 from estimator_oracles import (
     Case,
     end_goes_on,
+    every_end,
     exact_log,
     final_codes,
     flow_paths,
     maximum_likelihood,
     paths,
     random_case,
+    sampled,
+    stationary_or_not,
 )
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
@@ -27,17 +30,6 @@ from ope.policies import GaussianPolicy, TabularPolicy
 from ope.problems import ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
 from ope.validation import FloatArray
 
-ENDS = [
-    ("terminal",),
-    ("truncated",),
-    ("terminal", "truncated"),
-    ("horizon",),
-    ("terminal", "horizon"),
-    ("terminal", "horizon", "truncated"),
-]
-stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
-every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
-
 
 def linear(gamma: float = 0.9, **params: Any) -> FittedQEvaluation:
     """Return least squares on a block of state features per action, iterated to the last digits."""
@@ -48,10 +40,6 @@ def linear(gamma: float = 0.9, **params: Any) -> FittedQEvaluation:
 def fit(case: Case, gamma: float = 0.9, weight: FloatArray | None = None, **params: Any) -> Estimate:
     estimate: Estimate = linear(gamma, **params).fit(case.log, case.policy, weight).estimate()
     return estimate
-
-
-def sampled(problem: TabularProblem, n: int, seed: int = 0) -> Case:
-    return Case(problem.sample(n, random_state=seed), problem.behavior, problem.target)
 
 
 # -------------------------------------------------------------------------------- the identity of tabular methods

@@ -7,7 +7,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from estimator_oracles import Case, end_goes_on, influence_of, maximum_likelihood, one_hot_log, paths, random_case
+from estimator_oracles import (
+    Case,
+    end_goes_on,
+    every_end,
+    influence_of,
+    maximum_likelihood,
+    one_hot_log,
+    paths,
+    random_case,
+    stationary_or_not,
+)
 from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import FunctionTransformer
 
@@ -18,16 +28,6 @@ from ope.policies import ColumnPolicy
 from ope.problems import RandomMDP, RiverSwim, TabularProblem
 from ope.validation import FloatArray
 
-ENDS = [
-    ("terminal",),
-    ("truncated",),
-    ("terminal", "truncated"),
-    ("horizon",),
-    ("terminal", "horizon"),
-    ("terminal", "horizon", "truncated"),
-]
-stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
-every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
 PROBLEMS = [
     RandomMDP(4, 3, max_steps=12, random_state=0),
     RandomMDP(3, 2, max_steps=40, terminals=2, reward_std=0.5, random_state=1),

@@ -12,6 +12,7 @@ import pytest
 from estimator_oracles import (
     Case,
     end_goes_on,
+    every_end,
     exact_log,
     final_codes,
     flow_paths,
@@ -20,34 +21,21 @@ from estimator_oracles import (
     maximum_likelihood,
     paths,
     random_case,
+    sampled,
+    stationary_or_not,
 )
 from sklearn.preprocessing import FunctionTransformer, PolynomialFeatures
 
 from ope import Estimate, Level, LoggedDataset
 from ope.estimators import LSTD, LSTDQ, StateMarginalIS
 from ope.policies import ColumnPolicy, FunctionPolicy, GaussianPolicy, TabularPolicy
-from ope.problems import Baird, ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
+from ope.problems import Baird, ModelFail, RandomMDP, RiverSwim, ScalarLQR
 from ope.validation import FloatArray
-
-ENDS = [
-    ("terminal",),
-    ("truncated",),
-    ("terminal", "truncated"),
-    ("horizon",),
-    ("terminal", "horizon"),
-    ("terminal", "horizon", "truncated"),
-]
-stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
-every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
 
 
 def fit(case: Case, gamma: float = 0.9, weight: FloatArray | None = None, **params: Any) -> Estimate:
     estimate: Estimate = LSTD(gamma=gamma, **params).fit(case.log, case.policy, weight).estimate()
     return estimate
-
-
-def sampled(problem: TabularProblem, n: int, seed: int = 0) -> Case:
-    return Case(problem.sample(n, random_state=seed), problem.behavior, problem.target)
 
 
 # -------------------------------------------------------------------------------- plain loops

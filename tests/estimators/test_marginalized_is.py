@@ -10,6 +10,7 @@ import pytest
 from estimator_oracles import (
     Case,
     end_goes_on,
+    every_end,
     exact_log,
     final_codes,
     flow_paths,
@@ -17,6 +18,7 @@ from estimator_oracles import (
     jackknife,
     paths,
     random_case,
+    stationary_or_not,
 )
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.pipeline import make_pipeline
@@ -28,16 +30,6 @@ from ope.estimators._verdicts import judge_gap, judge_mean_ratio, judge_negative
 from ope.policies import GaussianPolicy, TabularPolicy
 from ope.problems import Baird, ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
 from ope.validation import FloatArray
-
-ENDS = [
-    ("terminal",),
-    ("truncated",),
-    ("terminal", "truncated"),
-    ("horizon",),
-    ("terminal", "horizon", "truncated"),
-]
-stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
-every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
 
 
 def fit(case: Case, gamma: float = 0.9, weight: FloatArray | None = None, **params: Any) -> Estimate:

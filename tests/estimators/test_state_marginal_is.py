@@ -10,6 +10,7 @@ import pytest
 from estimator_oracles import (
     Case,
     end_goes_on,
+    every_end,
     exact_log,
     final_codes,
     flow_paths,
@@ -17,6 +18,7 @@ from estimator_oracles import (
     jackknife,
     paths,
     random_case,
+    stationary_or_not,
 )
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.pipeline import make_pipeline
@@ -28,15 +30,6 @@ from ope.policies import GaussianPolicy, TabularPolicy
 from ope.problems import ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
 from ope.validation import FloatArray
 
-ENDS = [
-    ("terminal",),
-    ("truncated",),
-    ("terminal", "truncated"),
-    ("horizon",),
-    ("terminal", "horizon", "truncated"),
-]
-stationary_or_not = pytest.mark.parametrize("stationary", [False, True], ids=["by_time", "stationary"])
-every_end = pytest.mark.parametrize("ends", ENDS, ids="-".join)
 normalized_or_not = pytest.mark.parametrize("self_normalized", [True, False], ids=["self_normalized", "plain"])
 every_visit = pytest.mark.parametrize("visits", ["all", "discounted"])
 

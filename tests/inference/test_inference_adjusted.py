@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ope.estimate import Estimate
+from ope.estimate import Estimate, Estimates
 from ope.inference import AdjustedT, Bootstrap, IntervalNotAvailable, Normal
 from ope.inference.identifiers import hash_identifiers
 from ope.inference.intervals import adjusted_t_interval, effective_freedom, normal_interval
@@ -130,6 +130,14 @@ def test_expanded_bootstraps_lie_between(method: str) -> None:
 @pytest.mark.parametrize("method", [None, "adjusted_t"])
 def test_the_corrected_interval_keeps_the_verdict_of_the_estimate(method: str | None) -> None:
     assert estimate(20.0).confidence_interval(method=method).verdict.level == Level.VALID
+
+
+def test_a_table_shows_the_verdict_of_its_interval() -> None:
+    estimates = Estimates({"p": estimate(50.0)})
+    assert estimates.to_frame()["verdict"].item() == "VALID"
+    plain = estimates.to_frame(method="normal").loc["p"]
+    assert plain["verdict"] == "CAUTION"
+    assert "needs an effective sample of 200 episodes" in plain["reasons"]
 
 
 def test_a_worse_verdict_stays() -> None:
