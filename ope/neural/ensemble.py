@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ope.neural.networks import MLP
+from ope.neural.perceptron import Perceptron
 
 
 class Ensemble:
@@ -48,7 +49,7 @@ class Ensemble:
     ) -> None:
         self.n_models, self.n_members = n_models, n_members
         self.network = MLP(sizes, n_models * n_members, device=device, trainable=trainable)
-        self._first = _layers(self.network, self.network.parameters.constants, n_members)
+        self._first = Perceptron(_layers(self.network, self.network.parameters.constants, n_members))
 
     def __call__(self, x: torch.Tensor, *, frozen: bool = False) -> torch.Tensor:
         """Evaluate all members on the input of their model.
@@ -69,10 +70,7 @@ class Ensemble:
 
     def first(self, x: torch.Tensor) -> torch.Tensor:
         """Evaluate the first member of each model, (K, B, out), differentiable by the input only."""
-        *hidden, (weight, bias) = self._first
-        for w, b in hidden:
-            x = torch.baddbmm(b, x, w).relu_()
-        return torch.baddbmm(bias, x, weight)
+        return self._first(x)
 
     def initialize(self, generators: Sequence[torch.Generator]) -> Ensemble:
         """Draw the members of model k in turn with `generators[k]`, as `MLP.initialize` does."""

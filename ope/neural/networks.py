@@ -8,7 +8,8 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch.nn import functional
+
+from ope.neural.perceptron import Perceptron
 
 Shape = tuple[int, ...]
 
@@ -137,10 +138,12 @@ class MLP:
         for layer, (n_in, n_out) in enumerate(pairwise(self.sizes)):
             shapes |= {f"weight{layer}": (n_in, n_out), f"bias{layer}": (1, n_out)}
         self.parameters = FlatParameters(shapes | self.extras, n_models, device=device, trainable=trainable)
-        self._layers = self._pairs(self.parameters.views)
-        self._constant_layers = self._pairs(self.parameters.constants)
+        self._trained, self._frozen = (
+            Perceptron(self._layers(tensors), layer_norm=layer_norm)
+            for tensors in (self.parameters.views, self.parameters.constants)
+        )
 
-    def _pairs(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    def _layers(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(tensors[f"weight{layer}"], tensors[f"bias{layer}"]) for layer in range(len(self.sizes) - 1)]
 
     def __call__(self, x: torch.Tensor, *, frozen: bool = False) -> torch.Tensor:
@@ -156,33 +159,26 @@ class MLP:
         -------
         Tensor of shape (K, B, out)
         """
-        *hidden_layers, (weight, bias) = self._constant_layers if frozen else self._layers
-        return torch.baddbmm(bias, self._hidden(x, hidden_layers), weight)
+        return (self._frozen if frozen else self._trained)(self._batch(x))
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
-        """Return the last hidden layer (K, B, width), cut off from differentiation by the parameters."""
-        return self._hidden(x, self._constant_layers[:-1])
+    def features(self, x: torch.Tensor, *, frozen: bool = True) -> torch.Tensor:
+        """Return the last hidden layer (K, B, width); `frozen` cuts it off from differentiation by the parameters."""
+        return (self._frozen if frozen else self._trained).hidden(self._batch(x))
 
-    def _hidden(self, x: torch.Tensor, layers: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
-        h = x if x.ndim == 3 else x.expand(self.n_models, *x.shape)
-        for weight, bias in layers:
-            h = torch.baddbmm(bias, h, weight)
-            if self.layer_norm:
-                h = functional.layer_norm(h, h.shape[-1:])
-            h = h.relu_()
-        return h
+    def _batch(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.ndim == 3 else x.expand(self.n_models, *x.shape)
 
     @property
     def weights(self) -> list[torch.Tensor]:
         """The weight matrices (K, in, out), for reading and for changes in place."""
-        return [weight for weight, _ in self._constant_layers]
+        return [weight for weight, _ in self._frozen.layers]
 
     def initialize(self, generators: Sequence[torch.Generator]) -> MLP:
         """Draw every weight and bias of model k from uniform(-1/sqrt(in), 1/sqrt(in)) with `generators[k]`.
 
         This is torch's default for linear layers. A generator that serves several models draws for them in turn.
         """
-        for weight, bias in self._constant_layers:
+        for weight, bias in self._frozen.layers:
             bound = 1.0 / math.sqrt(weight.shape[1])
             for values in (weight, bias):
                 draws = [torch.rand(values.shape[1:], generator=generator) for generator in generators]
@@ -212,10 +208,14 @@ class MLP:
         network.parameters.flat.copy_(flat)
         return network
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What makes a network of this form, as `MLP` takes it: what files hold."""
+        return {"sizes": self.sizes, "extras": self.extras, "layer_norm": self.layer_norm}
+
     def __getstate__(self) -> dict[str, Any]:
         flat = self.parameters.flat.cpu().numpy().copy()
-        settings = {"sizes": self.sizes, "extras": self.extras, "layer_norm": self.layer_norm}
-        return {**settings, "trainable": self.parameters.trainable, "flat": flat}
+        return {**self.settings, "trainable": self.parameters.trainable, "flat": flat}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         flat = torch.from_numpy(state["flat"])

@@ -1,0 +1,121 @@
+"""Blocks of rows against batched products and against one plain layer at a time: values, first and second derivatives."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn import functional
+
+from ope.neural import perceptron as module
+from ope.neural.ensemble import Ensemble
+from ope.neural.perceptron import BLOCK_ROWS, Perceptron
+
+SIZES = (5, 7, 6, 3)
+
+
+def layers(n_models: int, *, trains: bool = True) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    rng = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_(trains)
+
+    return [(draw(n_models, n_in, n_out), draw(n_models, 1, n_out)) for n_in, n_out in pairwise(SIZES)]
+
+
+def inputs(n_models: int, rows: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(2)
+    return torch.randn(n_models, rows, 5, generator=rng, dtype=torch.float64)
+
+
+def plain(x: torch.Tensor, parts: list[tuple[torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    """Return the outputs, model by model and row by row of layers."""
+    rows = []
+    for k in range(len(x)):
+        h = x[k]
+        for layer, (weight, bias) in enumerate(parts):
+            h = functional.linear(h, weight[k].T, bias[k, 0])
+            h = functional.relu(h) if layer < len(parts) - 1 else h
+        rows.append(h)
+    return torch.stack(rows)
+
+
+@pytest.fixture(autouse=True)
+def _always_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_A_CALL", 0)
+
+
+@pytest.mark.parametrize("n_models", [1, 3])
+@pytest.mark.parametrize("rows", [1, BLOCK_ROWS, 2 * BLOCK_ROWS + 11])
+def test_values_and_gradients_equal_plain_layers(n_models: int, rows: int) -> None:
+    parts = layers(n_models)
+    network, x = Perceptron(parts), inputs(n_models, rows).requires_grad_()
+    direction = torch.randn(n_models, rows, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    wanted = [x, *network.parameters]
+    found, expected = network(x), plain(x, parts)
+    torch.testing.assert_close(found, expected)
+    ours = torch.autograd.grad((found * direction).sum(), wanted)
+    theirs = torch.autograd.grad((expected * direction).sum(), wanted)
+    torch.testing.assert_close(ours, theirs)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), expected)
+
+
+def test_what_is_not_asked_for_is_not_differentiated() -> None:
+    frozen, x = Perceptron(layers(2, trains=False)), inputs(2, 300).requires_grad_()
+    (found,) = torch.autograd.grad(frozen(x).square().sum(), x)
+    (expected,) = torch.autograd.grad(plain(x, layers(2, trains=False)).square().sum(), x)
+    torch.testing.assert_close(found, expected)
+    assert not frozen(x.detach()).requires_grad
+    parts = layers(2)
+    gradients = torch.autograd.grad(Perceptron(parts)(x.detach()).sum(), [parts[0][0], parts[2][1]])
+    expected_parts = torch.autograd.grad(plain(x.detach(), parts).sum(), [parts[0][0], parts[2][1]])
+    torch.testing.assert_close(gradients, expected_parts)
+
+
+def test_derivatives_can_be_differentiated_again() -> None:
+    parts = layers(2)
+
+    def penalty(values: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        (slope,) = torch.autograd.grad(values.square().sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    x = inputs(2, 270).requires_grad_()
+    wanted = [x, *Perceptron(parts).parameters]
+    ours = torch.autograd.grad(penalty(Perceptron(parts)(x), x), wanted)
+    theirs = torch.autograd.grad(penalty(plain(x, parts), x), wanted)
+    torch.testing.assert_close(ours, theirs)
+
+
+def test_one_graph_may_be_walked_twice_and_an_input_may_serve_all_models() -> None:
+    parts = layers(3)
+    network, x = Perceptron(parts), inputs(1, 20)[0].expand(3, -1, -1)
+    values = network(x)
+    first = torch.autograd.grad(values.sum(), network.parameters, retain_graph=True)
+    again = torch.autograd.grad(values.sum(), network.parameters)
+    torch.testing.assert_close(first, again)
+    torch.testing.assert_close(values, plain(x, parts))
+
+
+def test_changes_in_place_are_seen_and_no_rows_give_no_rows() -> None:
+    parts = layers(2, trains=False)
+    network, x = Perceptron(parts), inputs(2, 9)
+    parts[1][0].mul_(2.0)
+    torch.testing.assert_close(network(x), plain(x, parts))
+    assert network(x[:, :0]).shape == (2, 0, 3)
+
+
+def test_the_first_member_of_an_ensemble() -> None:
+    twins = Ensemble((5, 300, 2), n_models=2).initialize([torch.Generator().manual_seed(k) for k in (0, 1)])
+    x = torch.randn(2, 40, 5, generator=torch.Generator().manual_seed(3)).requires_grad_()
+    torch.testing.assert_close(twins.first(x), twins(x)[:, 0])
+    found = torch.autograd.grad(twins.first(x).square().sum(), x)
+    torch.testing.assert_close(found, torch.autograd.grad(twins(x)[:, 0].square().sum(), x))
+
+
+def test_small_products_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_A_CALL", 1 << 21)
+    monkeypatch.setattr(Perceptron, "forward", None)
+    parts = layers(3)
+    torch.testing.assert_close(Perceptron(parts)(inputs(3, 4)), plain(inputs(3, 4), parts))
