@@ -244,6 +244,8 @@ def _program(system: System, lagrangian: Lagrangian, cut: Cut) -> SaddlePoint:
         if not np.isfinite(force).all():  # no u meets these constraints, nor more of them
             u, rows, force = free, no_cut(free), np.zeros(0)
             break
+        # Rows that do not bind go: the next round finds them again if they must, and there are never many more than unknowns.
+        rows, force = rows[force > 0.0], force[force > 0.0]
         u = free + problem.project(rows.T @ force)
     pull = problem.g + rows.T @ force
     lam = problem.multiplier(pull, 1.0)
