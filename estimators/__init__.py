@@ -7,6 +7,9 @@ from ope.estimators.coin_dice import CoinDICE
 from ope.estimators.coin_dice import CoinDICEInterval as CoinDICEInterval
 from ope.estimators.control_variate_is import ControlVariateIS
 from ope.estimators.cop_td import COPTD
+from ope.estimators.default import Choice as Choice
+from ope.estimators.default import DefaultEstimator
+from ope.estimators.default import default as default
 from ope.estimators.dice import DICE
 from ope.estimators.dice import NeuralFunctions as NeuralFunctions
 from ope.estimators.double_rl import DoubleReinforcementLearning
@@ -17,12 +20,15 @@ from ope.estimators.gradient_dice import GradientDICE
 from ope.estimators.importance_sampling import ImportanceSampling, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.estimators.incremental_is import IncrementalIS
 from ope.estimators.kernel_is import KernelIS
+from ope.estimators.linear_gaussian import LinearGaussianModel
 from ope.estimators.lstd import LSTD
 from ope.estimators.lstdq import LSTDQ
 from ope.estimators.magic import MAGIC
 from ope.estimators.marginalized_is import MarginalizedIS
 from ope.estimators.minimax_q import MinimaxQLearning
 from ope.estimators.minimax_weight import MinimaxWeightLearning
+from ope.estimators.model_based import ModelBased
+from ope.estimators.model_ensemble import ModelEnsemble
 from ope.estimators.neural_fqe import NeuralFittedQEvaluation
 from ope.estimators.state_marginal_is import StateMarginalIS
 
@@ -34,6 +40,7 @@ __all__ = [
     "MAGIC",
     "CoinDICE",
     "ControlVariateIS",
+    "DefaultEstimator",
     "DoubleReinforcementLearning",
     "DoublyRobust",
     "EfficientDoublyRobust",
@@ -42,9 +49,12 @@ __all__ = [
     "ImportanceSampling",
     "IncrementalIS",
     "KernelIS",
+    "LinearGaussianModel",
     "MarginalizedIS",
     "MinimaxQLearning",
     "MinimaxWeightLearning",
+    "ModelBased",
+    "ModelEnsemble",
     "NeuralFittedQEvaluation",
     "PerDecisionIS",
     "StateMarginalIS",

@@ -1,4 +1,4 @@
-"""The update of batch-constrained Q-learning for continuous actions."""
+"""The update of batch-constrained Q-learning for continuous actions, and what it shares with BEAR."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def vae_loss(actions: torch.Tensor, rebuilt: torch.Tensor, mean: torch.Tensor, l
 
 
 @dataclass(frozen=True)
-class BCQShape:
+class GenerativeShape:
     """What is equal for all models that train as one.
 
     Parameters
@@ -74,35 +74,40 @@ class BCQShape:
         return 2 * self.n_actions
 
 
-class ContinuousBCQStep(LearnerStep):
-    """Variational autoencoder, critics, perturbation, targets, in this order.
+class GenerativeStep(LearnerStep):
+    """A generative model of the logged actions, twin critics and an actor, with targets of both: BCQ's and BEAR's.
 
     Parameters
     ----------
-    shape : BCQShape
+    shape : GenerativeShape
+    actor : tuple of two ints
+        Widths of the actor's input and output.
     seeds : sequence of K ints
     settings : dict of str to sequence of K floats
-        gamma, tau, perturbation, min_weight, learning_rate.
+        gamma, tau, min_weight, learning_rate, and what a subclass needs.
     device : torch.device
     """
 
-    policy_networks = ("decoder", "actor", "q")
-
     def __init__(
-        self, shape: BCQShape, seeds: Sequence[int], settings: Mapping[str, Sequence[float]], device: torch.device
+        self,
+        shape: GenerativeShape,
+        actor: tuple[int, int],
+        seeds: Sequence[int],
+        settings: Mapping[str, Sequence[float]],
+        device: torch.device,
     ) -> None:
         super().__init__(seeds, settings, device)
         self.shape, pair = shape, shape.n_states + shape.n_actions
         self.encoder = self.mlp("encoder", (pair, *shape.vae_hidden, 2 * shape.n_latents))
         self.decoder = self.mlp("decoder", (shape.n_states + shape.n_latents, *shape.vae_hidden, shape.n_actions))
-        self.actor = self.mlp("actor", (pair, *shape.hidden, shape.n_actions))
+        self.actor = self.mlp("actor", (actor[0], *shape.hidden, actor[1]))
         self.actor_target = self.target("actor")
         self.q, self.q_target = self.twins("q", (pair, *shape.hidden, 1))
         self.vae_adam = self.adam("vae", [self.encoder.parameters, self.decoder.parameters], "learning_rate")
         self.actor_adam = self.adam("actor", self.actor.parameters, "learning_rate")
         self.q_adam = self.adam("q", self.q.network.parameters, "learning_rate")
         self.gamma, self.tau = self.column("gamma"), self.column("tau")
-        self.width, self.min_weight = self.column("perturbation").unsqueeze(2), self.column("min_weight").unsqueeze(2)
+        self.min_weight = self.column("min_weight").unsqueeze(2)
 
     def latents(self, n: int) -> torch.Tensor:
         """Draw latents (K, n, 2 k) of a standard normal, clipped to +-.5."""
@@ -115,20 +120,65 @@ class ContinuousBCQStep(LearnerStep):
         rebuilt = decoded(self.decoder, batch.states, mean + torch.exp(log_std) * noise)
         return vae_loss(batch.actions, rebuilt, mean, log_std)
 
-    def targets(self, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
-        """Return r + gamma (1 - terminal) max_j (lam min_i + (1 - lam) max_i) Q'_i(s', a_j), (K, B)."""
-        n = self.shape.n_target_samples
-        with torch.no_grad():
-            states = repeated(batch.next_states, n)
-            actions = perturbed(self.actor_target, states, decoded(self.decoder, states, latents), self.width)
-            twins = self.q_target(state_action(states, actions)).view(self.n_models, 2, n, -1)
-            value = soft_minimum(twins, self.min_weight).amax(dim=1)
-            return batch.rewards + self.gamma * batch.continues * value
+    def backup(self, batch: Batch, states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
+        """Return r + gamma (1 - terminal) max_j (lam min_i + (1 - lam) max_i) Q'_i(s', a_j), (K, B).
+
+        States are the next ones, `repeated` for each of the n actions a_j.
+        """
+        twins = self.q_target(state_action(states, actions)).view(self.n_models, 2, -1, batch.shape[1])
+        value = soft_minimum(twins, self.min_weight).amax(dim=1)
+        return batch.rewards + self.gamma * batch.continues * value
 
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
         q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
         return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
+
+    def _update_model(self, batch: Batch) -> torch.Tensor:
+        loss = self.vae_loss(batch, self.normal(batch.shape[1], self.shape.n_latents))
+        self.vae_adam.minimize(loss.sum())
+        return loss.detach()
+
+    def _update_critics(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+        loss = self.q_loss(batch, targets)
+        self.q_adam.minimize(loss.sum())
+        return loss.detach()
+
+    def _update_targets(self) -> None:
+        self.q_target.lerp_from(self.q, self.tau)
+        self.actor_target.parameters.lerp_from(self.actor.parameters, self.tau)
+
+
+class ContinuousBCQStep(GenerativeStep):
+    """Variational autoencoder, critics, perturbation, targets, in this order.
+
+    Parameters
+    ----------
+    shape : GenerativeShape
+    seeds : sequence of K ints
+    settings : dict of str to sequence of K floats
+        gamma, tau, perturbation, min_weight, learning_rate.
+    device : torch.device
+    """
+
+    policy_networks = ("decoder", "actor", "q")
+
+    def __init__(
+        self,
+        shape: GenerativeShape,
+        seeds: Sequence[int],
+        settings: Mapping[str, Sequence[float]],
+        device: torch.device,
+    ) -> None:
+        super().__init__(shape, (shape.n_states + shape.n_actions, shape.n_actions), seeds, settings, device)
+        self.width = self.column("perturbation").unsqueeze(2)
+
+    def targets(self, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
+        """Return the backup of the actions of latents (K, n B, 2 k), moved by the target perturbation, (K, B)."""
+        with torch.no_grad():
+            states = repeated(batch.next_states, self.shape.n_target_samples)
+            actions = perturbed(self.actor_target, states, decoded(self.decoder, states, latents), self.width)
+            return self.backup(batch, states, actions)
 
     def actor_loss(self, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
         """Return -mean Q_1(s, a + perturbation), a of the decoder, (K,)."""
@@ -140,12 +190,9 @@ class ContinuousBCQStep(LearnerStep):
     def update(self, batch: Batch) -> Tensors:
         """Do one update."""
         size = batch.shape[1]
-        vae = self.vae_loss(batch, self.normal(size, self.shape.n_latents))
-        self.vae_adam.minimize(vae.sum())
-        q_loss = self.q_loss(batch, self.targets(batch, self.latents(self.shape.n_target_samples * size)))
-        self.q_adam.minimize(q_loss.sum())
+        vae = self._update_model(batch)
+        q_loss = self._update_critics(batch, self.targets(batch, self.latents(self.shape.n_target_samples * size)))
         actor_loss = self.actor_loss(batch, self.latents(size))
         self.actor_adam.minimize(actor_loss.sum())
-        self.q_target.lerp_from(self.q, self.tau)
-        self.actor_target.parameters.lerp_from(self.actor.parameters, self.tau)
-        return {"loss": q_loss.detach(), "vae_loss": vae.detach(), "actor_loss": actor_loss.detach()}
+        self._update_targets()
+        return {"loss": q_loss, "vae_loss": vae, "actor_loss": actor_loss.detach()}

@@ -10,10 +10,10 @@ import torch
 
 from ope.neural.history import Tensors
 from ope.neural.transitions import Batch
-from ope.policies._losses import split_gaussian, squashed_draw, squashed_log_prob, temperature_loss
-from ope.policies._step import LearnerStep, repeated, state_action
+from ope.policies._losses import squashed_log_prob, temperature_loss
+from ope.policies._sac_step import ActorCriticShape, SoftActorCriticStep
+from ope.policies._step import repeated, state_action
 
-LOG_STD_BOUNDS = (-20.0, 2.0)
 MULTIPLIER_MAX = 1e6
 
 
@@ -58,14 +58,12 @@ class CQLForm:
     warm_start_updates: int = 0
 
 
-class ContinuousCQLStep(LearnerStep):
+class ContinuousCQLStep(SoftActorCriticStep):
     """Temperature, actor, critics, targets, in this order, as the authors' code does.
 
     Parameters
     ----------
-    n_states, n_actions : int
-        Dimensions.
-    hidden : sequence of int
+    shape : ActorCriticShape
     seeds : sequence of K ints
     settings : dict of str to sequence of K floats
         gamma, alpha, tau, learning_rate, actor_learning_rate, lagrange_threshold.
@@ -73,58 +71,41 @@ class ContinuousCQLStep(LearnerStep):
     form : CQLForm
     """
 
-    policy_networks = ("actor", "q")
-
     def __init__(
         self,
-        n_states: int,
-        n_actions: int,
-        hidden: Sequence[int],
+        shape: ActorCriticShape,
         seeds: Sequence[int],
         settings: Mapping[str, Sequence[float]],
         device: torch.device,
         form: CQLForm,
     ) -> None:
-        super().__init__(seeds, settings, device)
-        self.form, self.n_actions = form, n_actions
-        self.actor = self.mlp("actor", (n_states, *hidden, 2 * n_actions))
-        self.q, self.q_target = self.twins("q", (n_states + n_actions, *hidden, 1))
-        temperature, multiplier = self.variable("log_temperature"), self.variable("log_multiplier")
-        self.log_temperature = temperature.views["log_temperature"]
+        super().__init__(shape, seeds, settings, device)
+        self.form, self.n_actions = form, shape.n_actions
+        multiplier = self.variable("log_multiplier")
         self.log_multiplier = multiplier.views["log_multiplier"]
-        self.actor_adam = self.adam("actor", self.actor.parameters, "actor_learning_rate")
-        self.critic_adam = self.adam("critic", self.q.network.parameters, "learning_rate")
-        self.temperature_adam = self.adam("temperature", temperature, "actor_learning_rate")
         self.multiplier_adam = self.adam("multiplier", multiplier, "learning_rate")
-        self.gamma, self.tau, self.alpha = self.column("gamma"), self.column("tau"), self.column("alpha")
-        self.threshold = self.column("lagrange_threshold")
+        self.alpha, self.threshold = self.column("alpha"), self.column("lagrange_threshold")
         self.counts = {"updates": 0}
 
     # ---------------------------------------------------------------- actor
 
-    def draw(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw actions (K, B, k) and their log densities (K, B) from the policy."""
-        mean, log_std = split_gaussian(self.actor(states), LOG_STD_BOUNDS)
-        return squashed_draw(mean, log_std, self.normal(*mean.shape[1:]))
-
     def actor_loss(self, batch: Batch, actions: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """Return mean(temperature log pi - min_i Q_i(s, a)), (K,); -log pi(a_logged) for -Q during a warm start."""
-        temperature = self.log_temperature.detach().exp()
-        if self.counts["updates"] <= self.form.warm_start_updates:
-            mean, log_std = split_gaussian(self.actor(batch.states), LOG_STD_BOUNDS)
-            gain = squashed_log_prob(batch.actions, mean, log_std)
-        else:
-            gain = self.q(state_action(batch.states, actions), frozen=True).squeeze(3).amin(dim=1)
-        return (temperature * log_prob - gain).mean(dim=1)
+        if self.counts["updates"] > self.form.warm_start_updates:
+            return super().actor_loss(batch, actions, log_prob)
+        gain = squashed_log_prob(batch.actions, *self.gaussian(self.actor, batch.states))
+        return (self.temperature * log_prob - gain).mean(dim=1)
 
     def _update_actor(self, batch: Batch) -> Tensors:
         actions, log_prob = self.draw(batch.states)
-        loss = temperature_loss(self.log_temperature, log_prob, -float(self.n_actions))
-        self.temperature_adam.minimize(loss.sum())
+        self.temperature_adam.minimize(temperature_loss(self.log_temperature, log_prob, self.target_entropy).sum())
         actor_loss = self.actor_loss(batch, actions, log_prob)
         self.actor_adam.minimize(actor_loss.sum())
-        temperature = self.log_temperature.detach().exp()[:, 0]
-        return {"actor_loss": actor_loss, "temperature": temperature, "log_prob": log_prob.mean(dim=1)}
+        return {
+            "actor_loss": actor_loss,
+            "temperature": self.temperature[:, 0],
+            "log_prob": log_prob.mean(dim=1),
+        }
 
     # ---------------------------------------------------------------- critics
 
@@ -132,10 +113,9 @@ class ContinuousCQLStep(LearnerStep):
         """Return r + gamma min_i Q'_i(s', a'), no entropy term, (K, B); the best of many a' with max_target_backup."""
         n = self.form.n_samples if self.form.max_target_backup else 1
         with torch.no_grad():
-            states = repeated(batch.next_states, n)
-            actions, _ = self.draw(states)
-            values = self.q_target(state_action(states, actions)).view(self.n_models, 2, n, -1)
-            return batch.rewards + self.gamma * batch.continues * values.amax(dim=2).amin(dim=1)
+            actions, _ = self.draw(batch.next_states, n)
+            values = self.q_target(state_action(repeated(batch.next_states, n), actions)).view(self.n_models, 2, n, -1)
+            return self.backup(batch, values.amax(dim=2).amin(dim=1))
 
     def sampled(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Return actions (K, 3 n, B, k), uniform, from pi(s) and from pi(s'), and their log densities (K, 3 n, B)."""
@@ -143,8 +123,8 @@ class ContinuousCQLStep(LearnerStep):
         uniform = self.uniform(n * size, self.n_actions)
         log_uniform = torch.full((n_models, n * size), -self.n_actions * math.log(2.0), device=self.device)
         with torch.no_grad():
-            now, log_now = self.draw(repeated(batch.states, n))
-            after, log_after = self.draw(repeated(batch.next_states, n))
+            now, log_now = self.draw(batch.states, n)
+            after, log_after = self.draw(batch.next_states, n)
         actions = torch.cat([uniform, now, after], dim=1)
         log_density = torch.cat([log_uniform, log_now, log_after], dim=1)
         return actions.view(n_models, 3 * n, size, -1), log_density.view(n_models, 3 * n, size)

@@ -10,6 +10,7 @@ import numpy as np
 from scipy import special
 
 from ope.gaussian import log_density, standard_normal_nodes
+from ope.policies.discrete import draw
 from ope.validation import FloatArray
 
 # Gauss-Hermite nodes of the mean of a squashed normal: 1e-6 of the range up to a standard deviation of 1.
@@ -98,6 +99,41 @@ class Normal(ActionDistribution):
 
 
 @dataclass(frozen=True, eq=False)
+class MixtureNormal(ActionDistribution):
+    """One of C components in every state, drawn by log weights (n, C), and independent normal actions given it.
+
+    Locations and standard deviations have shape (n, C, k).
+
+    Examples
+    --------
+    >>> two = MixtureNormal(np.log([[0.5, 0.5]]), np.array([[[-1.0], [3.0]]]), np.ones((1, 2, 1)))
+    >>> two.mean(), two.log_density(np.array([[1.0]])).round(4)  # -2^2 / 2 - log(2 pi) / 2 in either component
+    (array([[1.]]), array([-2.9189]))
+    """
+
+    log_weights: FloatArray
+    location: FloatArray
+    std: FloatArray
+
+    def mean(self) -> FloatArray:
+        """Return the mean over components: between them, where they differ, it may be no likely action."""
+        return np.asarray(np.einsum("nc,nck->nk", np.exp(self.log_weights), self.location))
+
+    def log_density(self, actions: FloatArray) -> FloatArray:
+        """Return log sum_c w_c N(a; location_c, std_c), (n,)."""
+        components = zip(self.location.swapaxes(0, 1), self.std.swapaxes(0, 1), strict=True)
+        within = np.stack([log_density(actions, location, std) for location, std in components], axis=1)
+        return np.asarray(special.logsumexp(self.log_weights + within, axis=1))
+
+    def sample(self, rng: np.random.Generator) -> FloatArray:
+        """Draw a component, then an action from it."""
+        chosen = draw(np.exp(self.log_weights), rng)
+        rows = np.arange(len(chosen))
+        noise = rng.standard_normal((len(chosen), self.location.shape[2]))
+        return np.asarray(self.location[rows, chosen] + self.std[rows, chosen] * noise)
+
+
+@dataclass(frozen=True, eq=False)
 class TruncatedNormal(ActionDistribution):
     """Independent normal actions given that they lie within bounds (k,), which hold their modes.
 
@@ -135,6 +171,42 @@ class TruncatedNormal(ActionDistribution):
         low, high = (special.ndtr(limit) for limit in self._limits())
         z = special.ndtri(low + rng.random(self.location.shape) * (high - low))
         return np.asarray(np.clip(self.location + self.std * z, self.low, self.high))
+
+
+@dataclass(frozen=True, eq=False)
+class ClippedNormal(ActionDistribution):
+    """Independent normal draws that are clipped to bounds (k,) when they act.
+
+    The density is that of the draw before it is clipped: the clipped action has none at a bound, but a probability.
+
+    Examples
+    --------
+    >>> half = ClippedNormal(np.zeros((1, 1)), np.ones((1, 1)), np.zeros(1), np.full(1, 99.0))
+    >>> half.mean().round(4)  # 1 / sqrt(2 pi)
+    array([[0.3989]])
+    """
+
+    location: FloatArray
+    std: FloatArray
+    low: FloatArray
+    high: FloatArray
+
+    def mean(self) -> FloatArray:
+        """Return mu (Phi(b) - Phi(a)) + sigma (phi(a) - phi(b)) + low Phi(a) + high (1 - Phi(b))."""
+        a, b = (self.low - self.location) / self.std, (self.high - self.location) / self.std
+        below, above = special.ndtr(a), special.ndtr(-b)
+        heights = (np.exp(-0.5 * a * a) - np.exp(-0.5 * b * b)) / math.sqrt(2.0 * math.pi)
+        return np.asarray(
+            self.location * (1.0 - below - above) + self.std * heights + self.low * below + self.high * above
+        )
+
+    def log_density(self, actions: FloatArray) -> FloatArray:
+        """Return the log density before clipping, (n,)."""
+        return log_density(actions, self.location, self.std)
+
+    def sample(self, rng: np.random.Generator) -> FloatArray:
+        """Draw and clip."""
+        return np.clip(self.location + self.std * rng.standard_normal(self.location.shape), self.low, self.high)
 
 
 @dataclass(frozen=True, eq=False)

@@ -93,16 +93,23 @@ def log_slope(u: torch.Tensor) -> torch.Tensor:
     return 2.0 * (math.log(2.0) - u - functional.softplus(-2.0 * u))
 
 
-def split_gaussian(output: torch.Tensor, bounds: tuple[float, float]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Split a network's output (..., 2 k) into mean and log standard deviation, the latter clamped.
+def split_gaussian(
+    output: torch.Tensor, bounds: tuple[float, float], *, smooth: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Split a network's output (..., 2 k) into mean and log standard deviation within bounds: clamped, or by a tanh.
 
     Examples
     --------
     >>> split_gaussian(torch.tensor([0.5, 9.0]), (-5.0, 2.0))
     (tensor([0.5000]), tensor([2.]))
+    >>> split_gaussian(torch.tensor([0.5, 0.0]), (-5.0, 2.0), smooth=True)
+    (tensor([0.5000]), tensor([-1.5000]))
     """
     mean, log_std = output.chunk(2, dim=-1)
-    return mean, log_std.clamp(*bounds)
+    if not smooth:
+        return mean, log_std.clamp(*bounds)
+    low, high = bounds
+    return mean, low + 0.5 * (high - low) * (1.0 + torch.tanh(log_std))
 
 
 def squashed_draw(mean: torch.Tensor, log_std: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,8 +1,7 @@
-"""`NetworkPolicy`: a policy that networks make, its verbs and its file."""
+"""`NetworkPolicy`: a policy that networks make, and its file."""
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,9 +21,9 @@ from ope.neural.serialization import Arrays, Metadata, pack_labels, save_policy,
 from ope.neural.transitions import Standardizer
 from ope.policies._distributions import ActionDistribution
 from ope.policies._runs import Origin
-from ope.policies.discrete import codes_of, draw
-from ope.policy import PolicyLearner, RandomState, check_feature_names, generator
-from ope.validation import BoolArray, FloatArray, IntArray, float_array
+from ope.policies._verbs import ActingPolicy
+from ope.policy import PolicyLearner, check_feature_names
+from ope.validation import BoolArray, FloatArray, float_array
 
 if TYPE_CHECKING:
     from ope.dataset import Rows
@@ -34,8 +33,8 @@ PREDICT_ROWS = 1 << 14
 Evaluation = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 
 
-class NetworkPolicy(PolicyLearner, abc.ABC):
-    """The fitted side of a learner: what it knows of its log, its networks, and its verbs.
+class NetworkPolicy(ActingPolicy, PolicyLearner):
+    """The fitted side of a learner: what it knows of its log, its networks, and how it acts.
 
     Attributes
     ----------
@@ -71,14 +70,6 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
         """Return probabilities of discrete actions (n, n_actions), float64, for standardised states (n, d)."""
         raise NotImplementedError
 
-    def _distribution(self, states: FloatArray) -> ActionDistribution:
-        """Return the distribution of continuous actions for states (n, d) in the unit of the log."""
-        raise NotImplementedError
-
-    @abc.abstractmethod
-    def _acts_surely(self, discrete: bool) -> bool:
-        """Return whether the policy is deterministic."""
-
     # ---------------------------------------------------------------- the fitted state
 
     def _become(self, origin: Origin, networks: dict[str, MLP], status: TrainingStatus, history: pd.DataFrame) -> Self:
@@ -105,120 +96,17 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
         """Labels of the actions in the order of `predict_proba`; None for continuous actions."""
         return self._fitted().action_labels
 
-    @property
-    def capabilities(self) -> frozenset[str]:
-        """What this policy offers; it depends on the actions it was fitted to."""
-        discrete = self._fitted().action_labels is not None
-        sure = self._acts_surely(discrete)
-        if discrete:
-            return frozenset({"logged_prob", "all_probs", "sample"} | ({"deterministic"} if sure else set()))
-        return frozenset({"sample", "deterministic"} if sure else {"logged_prob", "density", "sample"})
+    # ---------------------------------------------------------------- how it acts
 
-    # ---------------------------------------------------------------- verbs
+    def _is_discrete(self) -> bool:
+        return self._fitted().action_labels is not None
 
-    def predict(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
-        """Return the most probable label of each state, or the mean of the continuous action.
-
-        Parameters
-        ----------
-        states : array-like of shape (n, d), or DataFrame
-        action_mask : array-like of shape (n, n_actions), optional
-            Which discrete actions are available, in the order of `labels`; default: all of them.
-
-        Returns
-        -------
-        ndarray of shape (n,) or (n, k)
-        """
-        if self._fitted().action_labels is None:
-            return self._distribution(self._states(states)).mean()
-        codes: IntArray = self.predict_proba(states, action_mask).argmax(axis=1)
-        return self._discrete_labels()[codes]
-
-    def predict_proba(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> FloatArray:
-        """Return the probability of every action, in the order of `labels`; masked actions have 0.
-
-        Parameters
-        ----------
-        states : array-like of shape (n, d), or DataFrame
-        action_mask : array-like of shape (n, n_actions), optional
-
-        Returns
-        -------
-        ndarray of shape (n, n_actions)
-        """
+    def _proba(self, states: FloatArray, mask: BoolArray | None) -> FloatArray:
         self._discrete_labels()
-        return self._evaluate(self._probabilities, self._states(states), self._mask(action_mask))
+        return self._evaluate(self._probabilities, states, mask)
 
-    def log_prob(
-        self, states: npt.ArrayLike, actions: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
-    ) -> FloatArray:
-        """Return the log probability of labels, or the log density of continuous actions; -inf for what is never done.
-
-        Parameters
-        ----------
-        states : array-like of shape (n, d), or DataFrame
-        actions : array-like of shape (n,) or (n, k)
-        action_mask : array-like of shape (n, n_actions), optional
-            Of discrete actions.
-
-        Returns
-        -------
-        ndarray of shape (n,)
-        """
-        if self._fitted().action_labels is None:
-            return self._log_density(states, actions)
-        codes = codes_of(actions, self._discrete_labels(), type(self).__name__)
-        probs = self.predict_proba(states, action_mask)
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log(probs[np.arange(len(probs)), codes]))
-
-    def sample(
-        self, states: npt.ArrayLike, random_state: RandomState = None, action_mask: npt.ArrayLike | None = None
-    ) -> npt.NDArray[Any]:
-        """Draw an action for each state.
-
-        Parameters
-        ----------
-        states : array-like of shape (n, d), or DataFrame
-        random_state : int, Generator or None
-        action_mask : array-like of shape (n, n_actions), optional
-            Of discrete actions.
-
-        Returns
-        -------
-        ndarray of shape (n,) or (n, k)
-        """
-        if self._fitted().action_labels is None:
-            return self._distribution(self._states(states)).sample(generator(random_state))
-        codes = draw(self.predict_proba(states, action_mask), generator(random_state))
-        return self._discrete_labels()[codes]
-
-    def proba_rows(self, rows: Rows) -> FloatArray:
-        """Return `predict_proba` on logged rows, with their action mask."""
-        self._check_names(rows)
-        return self.predict_proba(rows.states, rows.action_mask)
-
-    def log_prob_rows(self, rows: Rows, actions: npt.NDArray[Any]) -> FloatArray:
-        """Return `log_prob` of the logged actions on logged rows, with their action mask."""
-        self._check_names(rows)
-        return self.log_prob(rows.states, actions, rows.action_mask)
-
-    def quadrature_rows(self, rows: Rows) -> tuple[FloatArray, FloatArray] | None:
-        """Return nodes (m, n, k) and weights (m,) of the continuous action in every row, or None to draw samples."""
-        self._check_names(rows)
-        if self.origin_.action_labels is not None:
-            return None
-        return self._distribution(rows.states).nodes()
-
-    def _log_density(self, states: npt.ArrayLike, actions: npt.ArrayLike) -> FloatArray:
-        if self._acts_surely(discrete=False):
-            raise TypeError(
-                f"{type(self).__name__} has no `log_prob`: a single continuous action has no density; use estimators "
-                "that need none, such as Q methods or KernelIS."
-            )
-        rows = self._states(states)
-        points = np.asarray(actions, dtype=np.float64).reshape(len(rows), self.origin_.n_actions)
-        return self._distribution(rows).log_density(points)
+    def _dimension(self, law: ActionDistribution) -> int:  # noqa: ARG002
+        return self.origin_.n_actions
 
     # ---------------------------------------------------------------- input
 
@@ -238,29 +126,19 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
             check_feature_names(self, states.columns, owner)
         return float_array(owner, "states", as_rows(states, owner, feature_names=names).states, 2)
 
-    def _mask(self, action_mask: npt.ArrayLike | None) -> BoolArray | None:
-        if action_mask is None:
-            return None
-        mask = np.asarray(action_mask, dtype=bool)
-        if mask.ndim != 2 or mask.shape[1] != self.origin_.n_actions or not mask.any(axis=1).all():
-            raise ValueError(
-                f"{type(self).__name__}: `action_mask` must have a column for each of the labels "
-                f"{self._discrete_labels().tolist()} and an available action in every row, got shape {mask.shape}; "
-                "build the log with the actions= of the training log."
-            )
-        return mask
-
-    def _evaluate(self, function: Evaluation, states: FloatArray, mask: BoolArray | None = None) -> FloatArray:
-        """Apply a function of standardised states to all rows, some at a time."""
-        owner, standardizer = type(self).__name__, self._fitted().states
-        if mask is not None and len(mask) != len(states):
-            raise ValueError(
-                f"{owner}: `action_mask` must have a row for each of {len(states)} states, got {len(mask)}."
-            )
-        parts = []
+    def _evaluate(
+        self,
+        function: Evaluation,
+        states: FloatArray,
+        mask: BoolArray | None = None,
+        *,
+        n_rows: int | None = None,
+    ) -> FloatArray:
+        """Apply a function of standardised states to all rows, `n_rows` at a time."""
+        standardizer, parts, step = self._fitted().states, [], n_rows or PREDICT_ROWS
         with one_thread(), torch.no_grad():
-            for low in range(0, max(len(states), 1), PREDICT_ROWS):
-                rows = slice(low, low + PREDICT_ROWS)
+            for low in range(0, max(len(states), 1), step):
+                rows = slice(low, low + step)
                 x = torch.from_numpy(standardizer.transform(states[rows])).float()
                 parts.append(function(x, None if mask is None else torch.from_numpy(mask[rows].copy())).numpy())
         return np.concatenate(parts)
@@ -282,6 +160,44 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
         self._fitted()
         save_policy(self, path)
 
+    def export(self, path: str | Path, format: str = "torchscript") -> None:
+        """Write the policy as a torch module that runs without this library.
+
+        Parameters
+        ----------
+        path : str or Path
+        format : {"torchscript", "onnx"}
+            "onnx" needs the packages onnx and onnxscript.
+
+        Raises
+        ------
+        ImportError
+            If a package is missing.
+
+        Notes
+        -----
+        The module takes states (n, d) in the unit of the log and returns, in float64, `predict_proba` of discrete actions or
+        `predict` of continuous ones. In a TorchScript file a policy of discrete actions has a second method,
+        ``masked(states, action_mask)``, and the extra file ``ope.json`` names features and labels. The policy itself stays as
+        it is, and can be trained further. Unlike `save`, whose file only `ope.load_policy` reads, this is code: load such
+        files from people you trust. `TorchPolicy` turns the module back into a policy.
+
+        Examples
+        --------
+        >>> import tempfile
+        >>> from ope.dataset import LoggedDataset
+        >>> from ope.policies import TD3BC
+        >>> log = LoggedDataset.from_arrays([[0.0], [1.0]], [[0.1], [0.9]], [0.0, 1.0], lengths=[2], ends="terminal")
+        >>> policy = TD3BC(hidden=(8,), n_updates=5, batch_size=4).fit(log)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     policy.export(f"{folder}/policy.pt")  # elsewhere: torch.jit.load("policy.pt")(states)
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['policy.pt']
+        """
+        from ope.policies._export import export_policy
+
+        export_policy(self, path, format)
+
     def _pack(self) -> tuple[Arrays, Metadata]:
         origin = self.origin_
         arrays: Arrays = {f"network/{name}": net.parameters.flat.numpy() for name, net in self.networks_.items()}
@@ -290,13 +206,14 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
             arrays |= {"actions/shift": origin.actions.shift, "actions/scale": origin.actions.scale}
         arrays |= {"episode_keys": origin.episode_keys, "history": self.history_.to_numpy(dtype=np.float64)}
         return arrays, {
-            "networks": {name: {"sizes": net.sizes, "extras": net.extras} for name, net in self.networks_.items()},
+            "networks": {name: net.settings for name, net in self.networks_.items()},
             "labels": None if origin.action_labels is None else pack_labels(origin.action_labels),
             "feature_names": list(origin.feature_names),
             "n_actions": origin.n_actions,
             "n_excluded": origin.n_excluded,
             "seed": origin.seed,
             "reward_scale": origin.reward_scale,
+            "n_episodes_used": origin.n_episodes_used,
             "history": list(self.history_.columns),
             "status": [int(self.status_.outcome), self.status_.n_updates, self.status_.planned],
         }
@@ -313,11 +230,16 @@ class NetworkPolicy(PolicyLearner, abc.ABC):
             n_excluded=attributes["n_excluded"],
             seed=attributes["seed"],
             reward_scale=attributes.get("reward_scale", 1.0),
+            n_episodes_used=attributes.get("n_episodes_used"),
         )
         networks = {
-            name: MLP(shape["sizes"], 1, extras=shape["extras"]).with_rows(torch.from_numpy(arrays[f"network/{name}"]))
-            for name, shape in attributes["networks"].items()
+            name: _network(form).with_rows(torch.from_numpy(arrays[f"network/{name}"]))
+            for name, form in attributes["networks"].items()
         }
         outcome, n_updates, planned = attributes["status"]
         history = pd.DataFrame(arrays["history"], columns=attributes["history"]).astype({"update": np.int64})
         self._become(origin, networks, TrainingStatus(Outcome(outcome), n_updates, planned), history)
+
+
+def _network(form: Metadata) -> MLP:
+    return MLP(form["sizes"], 1, extras=form["extras"], layer_norm=form.get("layer_norm", False))

@@ -26,6 +26,7 @@ from ope.policies._bounds import unit_range
 from ope.policies._network_policy import NetworkPolicy
 from ope.policies._runs import WATCHING, LearnerEvent, Origin, TrainingState, check_run, describe_run, part_of, together
 from ope.policies._settings import COUNT, NATURAL, POSITIVE, Rule, check_settings
+from ope.validation import FloatArray
 
 _NO_HISTORY = pd.DataFrame({"update": np.zeros(0, dtype=np.int64)})
 SAVES = 10
@@ -97,6 +98,10 @@ class NeuralLearner(NetworkPolicy):
     def _reward_scale(self, data: LoggedDataset) -> float:  # noqa: ARG002
         """Return the number by which rewards are multiplied for training."""
         return 1.0
+
+    def _episode_weights(self, data: LoggedDataset) -> FloatArray | None:  # noqa: ARG002
+        """Return how often the transitions of each episode are drawn, in proportion; None for all alike."""
+        return None
 
     # ---------------------------------------------------------------- fitting
 
@@ -205,15 +210,20 @@ class NeuralLearner(NetworkPolicy):
         scalers = (first._state_standardizer(data), first._action_standardizer(data))
         transitions = Transitions.from_dataset(data, resolve_device(first.device, cls.__name__), *scalers)
         n_excluded = _count_excluded(cls.__name__, transitions) if cls.bootstraps else 0
-        scale = first._reward_scale(data)
+        scale, weights = first._reward_scale(data), first._episode_weights(data)
         transitions = replace(transitions, rewards=transitions.rewards * scale)
-        origins = [Origin.of(data, *scalers, n_excluded=n_excluded, seed=seed, reward_scale=scale) for seed in seeds]
+        n_used = None if weights is None else int((weights > 0).sum())
+        origins = [
+            Origin.of(data, *scalers, n_excluded=n_excluded, seed=seed, reward_scale=scale, n_episodes_used=n_used)
+            for seed in seeds
+        ]
         with use_threads(first.n_threads):
             step = cls._step(learners, transitions, seeds)
         plan = _plan(learners, origins, runs)
         start = None if states is None else together([state.tensors for state in states])
         batch_size = first._effective(data.discrete)["batch_size"]
-        result = train(step, BatchSampler(transitions, seeds, batch_size), plan, start)
+        row_weights = None if weights is None else np.repeat(weights, data.lengths)
+        result = train(step, BatchSampler(transitions, seeds, batch_size, row_weights), plan, start)
         for k, learner in enumerate(learners):
             learner._adopt(origins[k], step, result, k)
             learner._keep_state(TrainingState(part_of(result.state, k), runs[k]))

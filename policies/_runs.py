@@ -42,6 +42,8 @@ class Origin:
     seed: int
     # Rewards were multiplied by this number for training.
     reward_scale: float = 1.0
+    # Episodes that transitions were drawn from, where the learner does not take all.
+    n_episodes_used: int | None = None
 
     @classmethod
     def of(
@@ -53,6 +55,7 @@ class Origin:
         n_excluded: int,
         seed: int,
         reward_scale: float = 1.0,
+        n_episodes_used: int | None = None,
     ) -> Origin:
         """Take over what a log says."""
         return cls(
@@ -65,6 +68,7 @@ class Origin:
             n_excluded=n_excluded,
             seed=seed,
             reward_scale=reward_scale,
+            n_episodes_used=n_episodes_used,
         )
 
 

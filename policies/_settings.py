@@ -72,7 +72,29 @@ class Flag:
             raise TypeError(f"{owner}: `{name}` must be True or False, got {value!r}; pass one.")
 
 
-Rule = Number | Flag
+@dataclass(frozen=True)
+class Choice:
+    """One of a few words.
+
+    Parameters
+    ----------
+    options : tuple of str
+
+    Examples
+    --------
+    >>> Choice(("gaussian", "mixture")).check("BehaviorCloning", "form", "mixture")
+    """
+
+    options: tuple[str, ...]
+
+    def check(self, owner: str, name: str, value: Any) -> None:
+        """Raise a ValueError that says what is wrong with `value`."""
+        if not isinstance(value, str) or value not in self.options:
+            options = " or ".join(repr(option) for option in self.options)
+            raise ValueError(f"{owner}: `{name}` must be {options}, got {value!r}; pass one of them.")
+
+
+Rule = Number | Flag | Choice
 
 COUNT = Number(1, integer=True)
 NATURAL = Number(0, integer=True)
@@ -129,6 +151,7 @@ def _check_callbacks(owner: str, callbacks: Any) -> None:
 _SHARED: dict[str, Callable[[str, Any], None]] = {
     "hidden": _check_hidden,
     "vae_hidden": lambda owner, value: _check_hidden(owner, value, "vae_hidden"),
+    "actor_hidden": lambda owner, value: _check_hidden(owner, value, "actor_hidden"),
     "random_state": _check_random_state,
     "callbacks": _check_callbacks,
 }

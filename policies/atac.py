@@ -81,7 +81,7 @@ class ATAC(CriticLearner):
     maximises f_1(s, pi) plus temperature times entropy, the temperature learned for an entropy of minus the number of
     dimensions. A weighted sum loss + w regulariser is loss / w + regulariser where w > 1. Vmin and Vmax are min(0, least
     reward) / (1 - gamma) and max(0, largest reward) / (1 - gamma). The targets keep what the warm start taught them.
-    Horizon and truncated ends bootstrap from their final state. Cost: an update with a batch of 256 is some 45 products of
+    Horizon and truncated ends bootstrap from their final state. Cost: an update with a batch of 256 is some 54 products of
     256^3.
 
     References

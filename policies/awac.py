@@ -87,7 +87,8 @@ class AWAC(CriticLearner):
     minimises -w log pi(a|s), w = exp(A / beta) scaled to a mean of 1 over the batch, A = min_i Q_i(s, a) - min_i Q_i(s, a'),
     a' ~ pi. Continuous actions get a normal around tanh(mean) with a standard deviation that depends on no state, truncated
     to the bounds when it acts; discrete ones a softmax, and expectations are sums. Targets use the Polyak average of the
-    actor. Horizon and truncated ends bootstrap from their final state. Cost: some 14 products of 256^3 for a batch of 256.
+    actor. Horizon and truncated ends bootstrap from their final state. Cost: some 210 products of 256^3
+    for a batch of 1,024 and networks of four layers.
 
     References
     ----------

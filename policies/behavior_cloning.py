@@ -10,24 +10,27 @@ import numpy as np
 import torch
 from typing_extensions import Self
 
+from ope import ragged
 from ope.neural.generators import ModelGenerators
 from ope.neural.history import Tensors
 from ope.neural.networks import MLP
 from ope.neural.optimizer import FlatAdam
 from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch, Standardizer, Transitions
-from ope.policies._distributions import Normal
+from ope.policies._distributions import MixtureNormal, Normal
 from ope.policies._losses import masked_log_softmax, normal_log_prob
 from ope.policies._neural import NeuralLearner
 from ope.policies._runs import LearnerEvent
-from ope.policies._settings import NONNEGATIVE, Rule
+from ope.policies._settings import COUNT, NONNEGATIVE, Choice, Number, Rule
 from ope.policy import log_prob_logged
 from ope.validation import FloatArray
 
 if TYPE_CHECKING:
     from ope.dataset import LoggedDataset
+    from ope.policies._distributions import ActionDistribution
 
 LOG_STD_RANGE = (-5.0, 2.0)
+ROUNDING = 1e-9
 
 
 def gaussian_parameters(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,6 +49,66 @@ def gaussian_parameters(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     mean, raw = output.chunk(2, dim=-1)
     low, high = LOG_STD_RANGE
     return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0)
+
+
+def mixture_parameters(output: torch.Tensor, n_actions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Split an output (..., C (1 + 2 k)) into log weights (..., C), means and log standard deviations (..., C, k).
+
+    Examples
+    --------
+    >>> log_weights, mean, log_std = mixture_parameters(torch.zeros(7, 6), n_actions=1)
+    >>> log_weights.exp()[0], mean.shape, log_std.shape
+    (tensor([0.5000, 0.5000]), torch.Size([7, 2, 1]), torch.Size([7, 2, 1]))
+    """
+    n_components = n_components_of(output.shape[-1], n_actions)
+    logits, components = output[..., :n_components], output[..., n_components:]
+    mean, log_std = gaussian_parameters(components.view(*components.shape[:-1], n_components, 2 * n_actions))
+    return torch.log_softmax(logits, dim=-1), mean, log_std
+
+
+def n_components_of(width: int, n_actions: int) -> int:
+    """Return the components that an output of this width describes; 0 is one normal without a weight.
+
+    Examples
+    --------
+    >>> n_components_of(4, n_actions=2), n_components_of(5, n_actions=2)
+    (0, 1)
+    """
+    return width // (1 + 2 * n_actions)
+
+
+def mixture_log_prob(
+    actions: torch.Tensor, log_weights: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor
+) -> torch.Tensor:
+    """Return log sum_c w_c N(a; mean_c, std_c) of actions (..., k), shape (...).
+
+    Examples
+    --------
+    >>> half = torch.full((1, 2), 0.5)
+    >>> mixture_log_prob(torch.zeros(1, 1), half.log(), torch.zeros(1, 2, 1), torch.zeros(1, 2, 1))
+    tensor([-0.9189])
+    """
+    return torch.logsumexp(log_weights + normal_log_prob(actions.unsqueeze(-2), mean, log_std), dim=-1)
+
+
+def top_weights(returns: FloatArray, share: float) -> FloatArray:
+    """Return the weight of each episode among a share of n episodes with the highest returns.
+
+    Notes
+    -----
+    With m = share n, rounded up, and c the m-th highest return: 1 above c, 0 below; the episodes at c, one or many, divide
+    what is left of m evenly. That is what choosing among ties at random gives on average.
+
+    Examples
+    --------
+    >>> top_weights(np.array([3.0, 1.0, 0.0, 1.0]), 0.5)
+    array([1. , 0.5, 0. , 0.5])
+    """
+    # Shares such as 0.07 of 100 come out a rounding error above 7.
+    count = int(np.ceil(share * len(returns) - ROUNDING))
+    cut = np.sort(returns)[-count]
+    above, tied = returns > cut, returns == cut
+    return np.where(above, 1.0, tied * (count - above.sum()) / tied.sum())
 
 
 class CloningStep(TrainingStep):
@@ -75,7 +138,7 @@ class CloningStep(TrainingStep):
     def losses(self, batch: Batch) -> Tensors:
         """Return the mean negative log likelihood, (K,)."""
         output = self.policy(batch.states)
-        log_prob = self._discrete(output, batch) if batch.transitions.discrete else self._gaussian(output, batch)
+        log_prob = self._discrete(output, batch) if batch.transitions.discrete else self._continuous(output, batch)
         return {"loss": -log_prob.mean(dim=1)}
 
     @staticmethod
@@ -84,8 +147,11 @@ class CloningStep(TrainingStep):
         return log_prob.gather(2, batch.actions.unsqueeze(2)).squeeze(2)
 
     @staticmethod
-    def _gaussian(output: torch.Tensor, batch: Batch) -> torch.Tensor:
-        return normal_log_prob(batch.actions, *gaussian_parameters(output))
+    def _continuous(output: torch.Tensor, batch: Batch) -> torch.Tensor:
+        n_actions = batch.transitions.n_actions
+        if n_components_of(output.shape[-1], n_actions) == 0:
+            return normal_log_prob(batch.actions, *gaussian_parameters(output))
+        return mixture_log_prob(batch.actions, *mixture_parameters(output, n_actions))
 
     def update(self, batch: Batch) -> Tensors:
         """Take one gradient step."""
@@ -98,10 +164,20 @@ class BehaviorCloning(NeuralLearner):
     """Imitate the policy that generated the log, by maximum likelihood.
 
     Discrete actions get a softmax, continuous ones a diagonal Gaussian whose mean and standard deviation depend on the
-    state.
+    state, or a mixture of such. Use it to estimate the behaviour, as the baseline that a learner must beat, and with
+    `top_share` as the simplest learner of all: imitation of the best episodes.
 
     Parameters
     ----------
+    form : {"gaussian", "mixture"}
+        Of the policy of continuous actions. A mixture density network fits a behaviour with several modes, to which a
+        Gaussian assigns the actions between them.
+    n_components : int
+        Of the mixture.
+    top_share : float or None
+        Share of the episodes, those with the highest undiscounted returns, whose transitions are imitated; None takes all.
+        0.1 is the "10 % BC" of the literature. It compares episodes as wholes: with starts of unequal promise, or ends
+        that cut some short, it prefers the lucky ones.
     hidden : tuple of int
         Widths of the hidden layers.
     n_updates : int
@@ -129,11 +205,22 @@ class BehaviorCloning(NeuralLearner):
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
 
+    Attributes
+    ----------
+    n_episodes_used_ : int
+        Episodes that were imitated. Those that tie for the last place share it, by weight, and all count here.
+
     Notes
     -----
     Minimises the mean of -log pi(a|s). Masked actions have probability 0. Continuous actions are standardised by their
     mean and standard deviation for training, and the density is that of the original unit; in the standardised unit the
-    log standard deviation lies in [-5, 2].
+    log standard deviation lies in [-5, 2]. A mixture has pi(a|s) = sum_c w_c(s) N(a; mu_c(s), sigma_c(s)); `predict` is
+    its mean, which may lie between its modes. An update with a batch of 256 is some 3.5 products of 256^3.
+
+    References
+    ----------
+    Bishop (1994), "Mixture density networks", Aston University NCRG/94/004. Chen, Lu, Rajeswaran et al. (2021), "Decision
+    transformer: Reinforcement learning via sequence modeling", NeurIPS, arXiv:2106.01345, for the share of episodes.
 
     Examples
     --------
@@ -146,13 +233,22 @@ class BehaviorCloning(NeuralLearner):
     array(['a', 'b'], dtype='<U1')
     """
 
-    rules: ClassVar[Mapping[str, Rule]] = {**NeuralLearner.rules, "weight_decay": NONNEGATIVE}
+    rules: ClassVar[Mapping[str, Rule]] = {
+        **NeuralLearner.rules,
+        "form": Choice(("gaussian", "mixture")),
+        "n_components": COUNT,
+        "top_share": Number(0, 1, open_low=True, or_none=True),
+        "weight_decay": NONNEGATIVE,
+    }
     individual: ClassVar[frozenset[str]] = NeuralLearner.individual | {"weight_decay"}
     bootstraps: ClassVar[bool] = False
 
     def __init__(
         self,
         *,
+        form: str = "gaussian",
+        n_components: int = 5,
+        top_share: float | None = None,
         hidden: tuple[int, ...] = (256, 256),
         n_updates: int = 5_000,
         batch_size: int = 256,
@@ -168,6 +264,9 @@ class BehaviorCloning(NeuralLearner):
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
     ) -> None:
+        self.form = form
+        self.n_components = n_components
+        self.top_share = top_share
         self.hidden = hidden
         self.n_updates = n_updates
         self.batch_size = batch_size
@@ -188,10 +287,26 @@ class BehaviorCloning(NeuralLearner):
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:
-        sizes = (data.states.shape[1], *learners[0].hidden, data.n_actions * (1 if data.discrete else 2))
+        sizes = (data.states.shape[1], *learners[0].hidden, learners[0]._n_outputs(data))
         names = ("learning_rate", "weight_decay")
         settings = {name: [float(getattr(learner, name)) for learner in learners] for name in names}
         return CloningStep(sizes, seeds, settings, data.rewards.device)
+
+    def _n_outputs(self, data: Transitions) -> int:
+        if data.discrete:
+            return data.n_actions
+        return self.n_components * (1 + 2 * data.n_actions) if self.form == "mixture" else 2 * data.n_actions
+
+    def _episode_weights(self, data: LoggedDataset) -> FloatArray | None:
+        if self.top_share is None or self.top_share == 1.0:
+            return None
+        return top_weights(ragged.segment_sum(data.rewards, data.offsets), self.top_share)
+
+    @property
+    def n_episodes_used_(self) -> int:
+        """Episodes that were imitated."""
+        origin = self._fitted()
+        return len(origin.episode_keys) if origin.n_episodes_used is None else origin.n_episodes_used
 
     def _action_standardizer(self, data: LoggedDataset) -> Standardizer | None:
         if data.discrete:
@@ -203,7 +318,11 @@ class BehaviorCloning(NeuralLearner):
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return masked_log_softmax(self.networks_["policy"](states)[0].double(), mask).exp()
 
-    def _distribution(self, states: FloatArray) -> Normal:
+    def _distribution(self, states: FloatArray) -> ActionDistribution:
+        # What the network's output means, its width tells: parameters may have been set anew since the fit.
+        if n_components_of(self.networks_["policy"].sizes[-1], self.origin_.n_actions):
+            return self._mixture(states)
+
         def both(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:
             mean, log_std = gaussian_parameters(self.networks_["policy"](x)[0].double())
             return torch.cat([mean, log_std.exp()], dim=1)
@@ -212,6 +331,16 @@ class BehaviorCloning(NeuralLearner):
         unit = self.origin_.actions
         assert unit is not None
         return Normal(unit.inverse(mean), std * unit.scale)
+
+    def _mixture(self, states: FloatArray) -> MixtureNormal:
+        def output(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:
+            return self.networks_["policy"](x)[0].double()
+
+        raw = torch.from_numpy(self._evaluate(output, states))
+        log_weights, mean, log_std = (part.numpy() for part in mixture_parameters(raw, self.origin_.n_actions))
+        unit = self.origin_.actions
+        assert unit is not None
+        return MixtureNormal(log_weights, unit.inverse(mean), np.exp(log_std) * unit.scale)
 
     def score(self, data: LoggedDataset) -> float:
         """Return the mean log probability (density) of the logged actions: how well this policy imitates.

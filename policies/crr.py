@@ -102,7 +102,7 @@ class CRR(CriticLearner):
     The paper has a distributional critic and a mixture policy; here both are those of the other learners: twin critics, and
     a normal around tanh(mean) with a standard deviation that depends on no state, truncated to the bounds when it acts.
     Discrete actions get a softmax, and expectations are sums. Horizon and truncated ends bootstrap from their final state.
-    Cost: some 20 products of 256^3 for a batch of 256.
+    Cost: some 28 products of 256^3 for a batch of 256.
 
     References
     ----------

@@ -59,7 +59,7 @@ class DoubleDQN(CriticLearner):
     Notes
     -----
     Minimises smooth_l1(Q(s, a), y), y = r + gamma (1 - terminal) Q'(s', argmax Q(s', .)), the argmax over the available
-    actions. Horizon and truncated ends bootstrap from their final state. Cost: an update with a batch of 256 is some 4
+    actions. Horizon and truncated ends bootstrap from their final state. Cost: an update with a batch of 256 is some 5
     products of 256^3.
 
     References

@@ -88,7 +88,7 @@ class IQL(CriticLearner):
     The policy of continuous actions is a normal around tanh(mean) with a standard deviation that depends on no state; a
     squashed Gaussian fails on mazes. It is truncated to the bounds when it acts, so that draws and density respect them.
     Discrete actions get a softmax over the available actions. Horizon and truncated ends bootstrap from their final state.
-    Cost: an update with a batch of 256 is some 15 products of 256^3.
+    Cost: an update with a batch of 256 is some 17 products of 256^3.
 
     References
     ----------

@@ -197,7 +197,10 @@ class LSPI(CriticPolicy):
         return True
 
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        inputs = torch.from_numpy(self._critic_inputs(states.double().numpy())).float()
+        # In torch, unlike `_critic_inputs`, so that `export` can follow.
+        n_columns = len(self.origin_.feature_names)
+        powers = torch.from_numpy(PolynomialFeatures(self.degree).fit(np.zeros((1, n_columns))).powers_)
+        inputs = (states.double().unsqueeze(1) ** powers).prod(dim=2).float()
         return greedy(self.networks_["q"](inputs)[0], mask)
 
 

@@ -27,6 +27,7 @@ from ope.estimators import (
     FittedQEvaluation,
     ImportanceSampling,
     MarginalizedIS,
+    NeuralFittedQEvaluation,
     NeuralFunctions,
     PerDecisionIS,
     StateMarginalIS,
@@ -35,12 +36,18 @@ from ope.estimators import (
 from ope.policies import (
     ATAC,
     AWAC,
+    AWR,
     BCQ,
+    BEAR,
+    BRAC,
     CQL,
     CRR,
+    EDAC,
     IQL,
     LSPI,
+    REM,
     TD3BC,
+    UWAC,
     BehaviorCloning,
     ClassifierPolicy,
     ColumnPolicy,
@@ -61,6 +68,7 @@ TREE = DecisionTreeRegressor(max_depth=2)
 LINEAR: dict[str, Any] = {"regressor": LinearRegression(fit_intercept=False), "features": "auto", "tol": 0.1}
 
 TINY_NETWORKS: dict[str, Any] = {"hidden": (4,), "n_updates": 2, "batch_size": 8, "n_samples": 2}
+TINY_ENSEMBLE: dict[str, Any] = {"hidden": (4,), "n_members": 2, "n_updates": 3, "batch_size": 8, "n_rollouts": 2}
 TINY_FUNCTIONS = NeuralFunctions(hidden=(4,), n_updates=4, batch_size=8)
 
 SETTINGS: Mapping[str, list[dict[str, Any]]] = {
@@ -124,6 +132,14 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
         {"regressor": TREE, "max_iter": 3, "loss": "q_regression"},
         {"loss": "mrdr"},
     ],
+    "DefaultEstimator": [{"neural": NeuralFittedQEvaluation(**TINY_NETWORKS)}],
+    "ModelBased": [{}, {"homogeneous": True, "gamma": 1.0}, {"stationary": True}],
+    "LinearGaussianModel": [
+        {"n_bootstrap": 2, "n_rollouts": 50},
+        {"n_bootstrap": 2, "n_rollouts": 50, "homogeneous": False},
+        {"n_bootstrap": 0, "n_rollouts": 50, "stationary": True},
+    ],
+    "ModelEnsemble": [TINY_ENSEMBLE, {**TINY_ENSEMBLE, "homogeneous": True}, {**TINY_ENSEMBLE, "stationary": True}],
     "NeuralFittedQEvaluation": [TINY_NETWORKS, {**TINY_NETWORKS, "stationary": True, "n_bootstrap": 1, "n_folds": 3}],
     "DoublyRobust": [
         {"n_folds": 2},
@@ -149,7 +165,12 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     ],
 }
 # The kinds of log that narrower methods serve.
-SERVED: Mapping[str, set[str]] = {"KernelIS": {"deterministic"}}
+SERVED: Mapping[str, set[str]] = {
+    "KernelIS": {"deterministic"},
+    "DefaultEstimator": set(KINDS),
+    "ModelBased": {"terminal", "horizon"},
+    "LinearGaussianModel": {"mixed", "continuous", "continuous_horizon", "deterministic"},
+}
 ESTIMATORS = [
     getattr(ope.estimators, name)(**{"gamma": 0.9, **setting})
     for name in ope.estimators.__all__
@@ -203,6 +224,7 @@ def test_a_law_that_does_not_apply_is_skipped_with_its_reason() -> None:
 # -------------------------------------------------------------------- the policies of the library
 
 SMALL: dict[str, Any] = {"hidden": (8,), "n_updates": 20, "batch_size": 16, "log_every": 10}
+CLONED: dict[str, Any] = {"actor_hidden": (8,), "behavior_updates": 5, "warm_start_updates": 5}
 TABLE = [[0.2, 0.5, 0.3], [0.1, 0.1, 0.8], [0.3, 0.3, 0.4]]
 
 
@@ -272,9 +294,16 @@ POLICIES: Mapping[str, Callable[[], Acting]] = {
     "BCQ": lambda: Acting(BCQ(**SMALL)),
     "BCQ masked": lambda: Acting(BCQ(**SMALL, threshold=0.0), masked_log()),
     "BCQ continuous": lambda: Acting(BCQ(**SMALL, vae_hidden=(8,), n_act_samples=5), two_dimensional_log()),
+    "BEAR": lambda: Acting(BEAR(**SMALL, vae_hidden=(8,), warm_start_updates=5), two_dimensional_log()),
+    "BRAC": lambda: Acting(BRAC(**SMALL, **CLONED), two_dimensional_log()),
+    "BRAC of draws": lambda: Acting(BRAC(**SMALL, **CLONED, n_act_samples=5), two_dimensional_log()),
+    "EDAC": lambda: Acting(EDAC(**SMALL, n_critics=3), two_dimensional_log()),
+    "EDAC deterministic": lambda: Acting(EDAC(**SMALL, n_critics=3, deterministic=True), two_dimensional_log()),
     "BehaviorCloning": lambda: Acting(BehaviorCloning(**SMALL)),
     "BehaviorCloning masked": lambda: Acting(BehaviorCloning(**SMALL, normalize_states=False), masked_log()),
     "BehaviorCloning continuous": lambda: Acting(BehaviorCloning(**SMALL), two_dimensional_log()),
+    "BehaviorCloning mixture": lambda: Acting(BehaviorCloning(**SMALL, form="mixture"), two_dimensional_log()),
+    "BehaviorCloning of the best": lambda: Acting(BehaviorCloning(**SMALL, top_share=0.3)),
     "CQL": lambda: Acting(CQL(**SMALL)),
     "CQL masked": lambda: Acting(CQL(**SMALL), masked_log()),
     "CQL continuous": lambda: Acting(CQL(**SMALL, n_action_samples=2), two_dimensional_log()),
@@ -293,6 +322,12 @@ POLICIES: Mapping[str, Callable[[], Acting]] = {
     "AWAC": lambda: Acting(AWAC(**SMALL)),
     "AWAC masked": lambda: Acting(AWAC(**SMALL), masked_log()),
     "AWAC continuous": lambda: Acting(AWAC(**SMALL), two_dimensional_log()),
+    "AWR": lambda: Acting(AWR(**SMALL)),
+    "AWR masked": lambda: Acting(AWR(**SMALL, deterministic=True), masked_log()),
+    "AWR continuous": lambda: Acting(AWR(**SMALL), two_dimensional_log()),
+    "REM": lambda: Acting(REM(**SMALL, n_heads=3)),
+    "REM masked": lambda: Acting(REM(**SMALL, n_heads=3), masked_log()),
+    "UWAC": lambda: Acting(UWAC(**SMALL, n_dropout_samples=2), two_dimensional_log()),
     "CRR": lambda: Acting(CRR(**SMALL)),
     "CRR masked": lambda: Acting(CRR(**SMALL, binary=True, deterministic=True), masked_log()),
     "CRR continuous": lambda: Acting(CRR(**SMALL), two_dimensional_log()),
@@ -331,9 +366,16 @@ SKIPPED: Mapping[str, set[str]] = {
     "BCQ": NO_NODES,
     "BCQ masked": NO_NODES,
     "BCQ continuous": NOT_DISCRETE | NO_NODES | {"log_prob"},
+    "BEAR": NOT_DISCRETE | NO_NODES | {"log_prob"},
+    "BRAC": NOT_DISCRETE | NO_NODES,
+    "BRAC of draws": NOT_DISCRETE | NO_NODES | {"log_prob"},
+    "EDAC": NOT_DISCRETE | NO_NODES,
+    "EDAC deterministic": NOT_DISCRETE | NO_NODES | {"log_prob"},
     "BehaviorCloning": NO_NODES,
     "BehaviorCloning masked": NO_NODES,
     "BehaviorCloning continuous": NOT_DISCRETE,
+    "BehaviorCloning mixture": NOT_DISCRETE | NO_NODES,
+    "BehaviorCloning of the best": NO_NODES,
     "CQL": NO_NODES,
     "CQL masked": NO_NODES,
     "CQL continuous": NOT_DISCRETE | NO_NODES,
@@ -350,6 +392,12 @@ SKIPPED: Mapping[str, set[str]] = {
     "AWAC": NO_NODES,
     "AWAC masked": NO_NODES,
     "AWAC continuous": NOT_DISCRETE | NO_NODES,
+    "AWR": NO_NODES,
+    "AWR masked": NO_NODES,
+    "AWR continuous": NOT_DISCRETE | NO_NODES,
+    "REM": NO_NODES,
+    "REM masked": NO_NODES,
+    "UWAC": NOT_DISCRETE | NO_NODES | {"log_prob"},
     "CRR": NO_NODES,
     "CRR masked": NO_NODES,
     "CRR continuous": NOT_DISCRETE | NO_NODES,

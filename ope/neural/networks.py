@@ -146,7 +146,7 @@ class MLP:
     def _layers(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(tensors[f"weight{layer}"], tensors[f"bias{layer}"]) for layer in range(len(self.sizes) - 1)]
 
-    def __call__(self, x: torch.Tensor, *, frozen: bool = False) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, *, frozen: bool = False, twice: bool = False) -> torch.Tensor:
         """Evaluate all models.
 
         Parameters
@@ -154,12 +154,15 @@ class MLP:
         x : Tensor of shape (K, B, in), or (B, in) for the same input to all models
         frozen : bool
             Whether to differentiate by the input only: no time goes into the gradients of the parameters.
+        twice : bool
+            Whether derivatives will be differentiated again, which then costs no second evaluation.
 
         Returns
         -------
         Tensor of shape (K, B, out)
         """
-        return (self._frozen if frozen else self._trained)(self._batch(x))
+        network = self._frozen if frozen else self._trained
+        return network.batched(self._batch(x)) if twice else network(self._batch(x))
 
     def features(self, x: torch.Tensor, *, frozen: bool = True) -> torch.Tensor:
         """Return the last hidden layer (K, B, width); `frozen` cuts it off from differentiation by the parameters."""

@@ -64,7 +64,7 @@ class Perceptron:
         return self.forward(x.detach(), None)
 
     def _is_worth_blocks(self, x: torch.Tensor) -> bool:
-        if self.layer_norm or x.device.type != "cpu":
+        if self.layer_norm or x.device.type != "cpu" or torch.compiler.is_compiling() or _is_tracing():
             return False
         return len(x) == 1 or x.shape[1] * self.largest >= WORTH_A_CALL
 
@@ -125,6 +125,11 @@ class _Blocks(torch.autograd.Function):
                     torch.mm(g, layers[0][2], out=_cut(by_input, k, rows))
         nothing: list[torch.Tensor | None] = [None] * len(parameters)
         return None, by_input, *(gradients or nothing)
+
+
+def _is_tracing() -> bool:
+    # An exported network is to take any number of rows.
+    return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
 def _blocks(n_rows: int) -> list[slice]:

@@ -16,8 +16,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.base import clone
 
 from ope.files import replace_file
+from ope.neural.stored_transformers import pack_transformer, unpack_transformer
 
 Arrays = dict[str, npt.NDArray[Any]]
 Metadata = dict[str, Any]
@@ -29,14 +31,21 @@ POLICY_KIND = "ope-policy"
 POLICY_CLASSES: Mapping[str, str] = {
     "BehaviorCloning": "ope.policies.behavior_cloning",
     "BCQ": "ope.policies.bcq",
+    "BEAR": "ope.policies.bear",
+    "BRAC": "ope.policies.brac",
+    "EDAC": "ope.policies.edac",
     "CQL": "ope.policies.cql",
     "LSPI": "ope.policies.lspi",
     "CRR": "ope.policies.crr",
     "AWAC": "ope.policies.awac",
+    "AWR": "ope.policies.awr",
+    "REM": "ope.policies.rem",
+    "UWAC": "ope.policies.uwac",
     "DoubleDQN": "ope.policies.double_dqn",
     "ATAC": "ope.policies.atac",
     "TD3BC": "ope.policies.td3bc",
     "IQL": "ope.policies.iql",
+    "PreprocessedLearner": "ope.policies.preprocessed",
 }
 
 # All metadata are one JSON text under one key, so that equal contents are equal files; the seal's place in it, as bytes.
@@ -184,15 +193,33 @@ def save_policy(policy: StorablePolicy, path: str | Path) -> None:
     -----
     Callbacks are code and are not stored: a loaded learner has ``callbacks=None``.
     """
+    arrays, content = pack_policy(policy)
+    write_sealed(path, POLICY_KIND, arrays, content)
+
+
+def pack_policy(policy: Any) -> tuple[Arrays, Metadata]:
+    """Return the learned arrays of a fitted policy, and the rest of it as JSON: class, parameters, attributes."""
+    content = _described(policy)
+    arrays, attributes = policy._pack()
+    return arrays, {**content, "attributes": attributes}
+
+
+def unpack_policy(arrays: Arrays, content: Metadata, path: str | Path) -> Any:
+    """Return the policy that `pack_policy` packed into a file of this name."""
+    policy = _unfitted(content, path)
+    policy._unpack(arrays, content["attributes"])
+    return policy
+
+
+def _described(policy: Any) -> Metadata:
     name = type(policy).__name__
     if POLICY_CLASSES.get(name) != type(policy).__module__ or not isinstance(policy, StorablePolicy):
         raise TypeError(
             f"save_policy: `policy` must be of a class that can be loaded again ({sorted(POLICY_CLASSES)}), got "
             f"{type(policy).__module__}.{name}; use pickle for your own classes."
         )
-    arrays, attributes = policy._pack()
     params = {key: _json_param(name, key, value) for key, value in policy.get_params(deep=False).items()}
-    write_sealed(path, POLICY_KIND, arrays, {"class": name, "params": params, "attributes": attributes})
+    return {"class": name, "params": params}
 
 
 def _json_param(owner: str, key: str, value: Any) -> Any:
@@ -208,13 +235,38 @@ def _json_param(owner: str, key: str, value: Any) -> Any:
         return os.fspath(value)
     if key == "device":
         return str(value)
+    if key == "learner":
+        return {"policy": _described(value)}
+    if key == "transformer":
+        return {"transformer": pack_transformer(clone(value))[1]}
     raise TypeError(f"{owner}.save: `{key}` must be a number, string, tuple or None to be stored, got {value!r}.")
 
 
-def _python_param(value: Any) -> Any:
-    if isinstance(value, dict):
-        return tuple(_python_param(item) for item in value["tuple"])
-    return value
+def _python_param(value: Any, path: str | Path) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "policy" in value:
+        return _unfitted(value["policy"], path)
+    if "transformer" in value:
+        return unpack_transformer({}, value["transformer"])
+    return tuple(_python_param(item, path) for item in value["tuple"])
+
+
+def _unfitted(content: Metadata, path: str | Path) -> Any:
+    name = content["class"]
+    if name not in POLICY_CLASSES:
+        raise ValueError(
+            f"load_policy: `path` must hold a policy of this library ({sorted(POLICY_CLASSES)}), got class {name!r} in "
+            f"{str(path)!r}; load it with the library that wrote it."
+        )
+    policy_class = getattr(importlib.import_module(POLICY_CLASSES[name]), name)
+    unknown = sorted(set(content["params"]) - set(policy_class._get_param_names()))
+    if unknown:
+        raise ValueError(
+            f"load_policy: {name} has no parameter(s) {unknown}, which {str(path)!r} sets; "
+            "load it with the version that wrote it."
+        )
+    return policy_class(**{key: _python_param(value, path) for key, value in content["params"].items()})
 
 
 def load_policy(path: str | Path) -> Any:
@@ -232,25 +284,14 @@ def load_policy(path: str | Path) -> Any:
     ------
     ValueError
         If the file is truncated, altered, not a policy file, or names a class or parameters that this version lacks.
+
+    Notes
+    -----
+    A parameter that the file lacks, because a later version of the library added it, has its default: a new parameter
+    of a learner must default to what the learner did before.
     """
-    arrays, metadata = read_sealed(path, POLICY_KIND, "load_policy")
-    name = metadata["class"]
-    if name not in POLICY_CLASSES:
-        raise ValueError(
-            f"load_policy: `path` must hold a policy of this library ({sorted(POLICY_CLASSES)}), got class {name!r} in "
-            f"{str(path)!r}; load it with the library that wrote it."
-        )
-    policy_class = getattr(importlib.import_module(POLICY_CLASSES[name]), name)
-    params = {key: _python_param(value) for key, value in metadata["params"].items()}
-    unknown = sorted(set(params) - set(policy_class._get_param_names()))
-    if unknown:
-        raise ValueError(
-            f"load_policy: {name} has no parameter(s) {unknown}, which {str(path)!r} sets; "
-            "load it with the version that wrote it."
-        )
-    policy = policy_class(**params)
-    policy._unpack(arrays, metadata["attributes"])
-    return policy
+    arrays, content = read_sealed(path, POLICY_KIND, "load_policy")
+    return unpack_policy(arrays, content, path)
 
 
 # -------------------------------------------------------------------- labels

@@ -89,6 +89,17 @@ def unlike(*networks: MLP) -> None:
         network.initialize([torch.Generator().manual_seed(100 + seed + k) for k in range(network.n_models)])
 
 
+def plain_squared_mmd(x: torch.Tensor, y: torch.Tensor, kernel: str, sigma: float) -> torch.Tensor:
+    """The squared maximum mean discrepancy of samples (n, k) and (m, k), pair by pair."""
+
+    def mean(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        powers = {"laplacian": 1, "gaussian": 2}
+        pairs = [(a - b).abs().pow(powers[kernel]).sum() for a in one for b in other]
+        return torch.stack([torch.exp(-distance / (2 * sigma)) for distance in pairs]).mean()
+
+    return mean(x, x) + mean(y, y) - 2 * mean(x, y)
+
+
 def batch_of(data: LoggedDataset, n_models: int, size: int = 24, *, scale: bool = True) -> Batch:
     """A fixed batch with a terminal row and one without a Bellman target, actions in [-1, 1]."""
     unit = unit_range("test", data, None) if scale and not data.discrete else None

@@ -101,8 +101,14 @@ def test_continuous_targets_take_the_smaller_target_critic_and_stop_at_terminals
 def test_max_target_backup_takes_the_best_of_many_actions() -> None:
     step, batch = continuous_step(max_target_backup=True)
     torch.manual_seed(0)
-    states, actions = batch.next_states.repeat(1, 2, 1), torch.rand(2, 48, 2)
-    step.draw = lambda given: (actions, torch.zeros(2, 48)) if given.equal(states) else None  # type: ignore[method-assign, assignment, return-value]
+    actions = torch.rand(2, 48, 2)
+
+    def draw(states: torch.Tensor, n: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+        assert n == 2
+        assert states.equal(batch.next_states)
+        return actions, torch.zeros(2, 48)
+
+    step.draw = draw  # type: ignore[method-assign]
     found = step.targets(batch)
     for k, i in ((0, 0), (0, 5), (1, 7)):
         x = [torch.cat([batch.next_states[k, i], actions[k, i + 24 * j]]) for j in (0, 1)]

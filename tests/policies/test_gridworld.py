@@ -91,8 +91,10 @@ OWN: dict[str, dict[str, Any]] = {
     "CQL": {"gamma": GAMMA, "tau": 0.05, "alpha": 1.0, "n_updates": 800},
     "IQL": {"gamma": GAMMA, "tau": 0.05, "expectile": 0.9, "beta": 5.0, "reward_scale": 1.0},
     "AWAC": {"gamma": GAMMA, "tau": 0.05, "beta": 0.3},
+    "AWR": {"gamma": GAMMA, "td_lambda": 0.5, "beta": 0.3, "refresh": 50},
     "CRR": {"gamma": GAMMA, "tau": 0.05, "binary": True},
     "DoubleDQN": {"gamma": GAMMA, "tau": 0.05},
+    "REM": {"gamma": GAMMA, "tau": 0.05},
     "BehaviorCloning": {},
 }
 
@@ -106,7 +108,7 @@ def probs_of(name: str) -> FloatArray:
     return np.asarray(fitted(name).predict_proba(np.eye(N)))
 
 
-@pytest.mark.parametrize("name", ["AWAC", "BCQ", "CQL", "CRR", "IQL"])
+@pytest.mark.parametrize("name", ["AWAC", "AWR", "BCQ", "CQL", "CRR", "IQL"])
 def test_each_learner_beats_cloning_and_the_behavior(name: str) -> None:
     best, learned = optimum(), value_of(probs_of(name))
     behavior, cloned = value_of(np.tile(BEHAVIOR, (N, 1))), value_of(probs_of("BehaviorCloning"))

@@ -1,0 +1,182 @@
+"""A model ensemble from log and candidates to plain numbers. Imported when a fit begins: it loads torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ope import ragged
+from ope.dataset import LoggedDataset
+from ope.estimators._ensemble_problem import ModelProblem, ModelScaling, fit_scaling
+from ope.estimators._ensemble_rollouts import Actor, CandidateRollouts, RolloutPlan, simulate
+from ope.estimators._ensemble_training import Settings, TrainedModels, train_models
+from ope.estimators._linear_rollouts import rollout_steps
+from ope.estimators._neural_fqe_support import MAX_REFERENCE, USUAL, _nearest
+from ope.inference.weights import resampling_weights
+from ope.neural.device import resolve_device, use_threads
+from ope.policy import Policy
+from ope.validation import FloatArray
+
+N_OWN = 512
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """What the estimator was asked for, beside the training settings; horizon None: the infinite-horizon value."""
+
+    gamma: float
+    horizon: int | None
+    by_step: bool
+    n_members: int
+    n_rollouts: int
+    action_range: tuple[Any, Any] | None
+    device: str
+    owner: str
+    training: Settings
+
+
+@dataclass(frozen=True, eq=False)
+class EnsembleFit:
+    """What the members say of one candidate, in the unit of the log.
+
+    Parameters
+    ----------
+    values : ndarray of shape (K,)
+        Mean return of each member.
+    member_noise : float
+        Mean Monte Carlo variance of these.
+    outside, moved, cut, alive, novelty : float
+    unsettled : float
+    diverged : int
+    n_updates : float
+        Mean number of updates behind the networks that are kept.
+    held_out : float
+        Mean negative log likelihood of held-out rows.
+    n_steps : int
+    """
+
+    values: FloatArray
+    member_noise: float
+    outside: float
+    moved: float
+    cut: float
+    alive: float
+    novelty: float
+    unsettled: float
+    diverged: int
+    n_updates: float
+    held_out: float
+    n_steps: int
+
+
+def fit_candidates(
+    data: LoggedDataset, policies: Sequence[Policy], weight: FloatArray, config: Configuration
+) -> list[EnsembleFit | Exception]:
+    """Train the members once and roll out all candidates in them."""
+    device, settings = resolve_device(config.device, config.owner), config.training
+    scaling = fit_scaling(data, config.by_step, config.action_range)
+    problem = ModelProblem.build(data, scaling, device)
+    table, held = member_weights(data, weight, config)
+    plan = RolloutPlan(config.gamma, _steps(data, config), config.n_rollouts, settings.seed)
+    actors = [Actor(policy, scaling, data, settings.seed) for policy in policies]
+    start = scaling.states.transform(data.states[data.offsets[:-1]])
+    with use_threads(settings.n_threads):
+        trained = train_models(problem, table, held, data.lengths, settings)
+        found = simulate(trained, scaling, actors, start, table, plan, device)
+        support = _Support.build(problem, data, settings.seed)
+        return [
+            seen if isinstance(seen, Exception) else _collect(seen, trained, support, scaling, plan) for seen in found
+        ]
+
+
+def _steps(data: LoggedDataset, config: Configuration) -> int:
+    return rollout_steps(config.gamma, config.horizon, int(data.lengths.max()))
+
+
+def member_weights(data: LoggedDataset, weight: FloatArray, config: Configuration) -> tuple[FloatArray, FloatArray]:
+    """Return the weights of episodes in the training of each member, and of those that it is judged on, both (K, n_episodes).
+
+    Notes
+    -----
+    Poisson(1) counts by a hash of the episode: those drawn 0 times, about a third, are held out.
+    """
+    drawn = resampling_weights(data.episode_keys, config.n_members, seed=config.training.seed, kind="poisson")
+    table, held = weight * drawn, weight * (drawn == 0)
+    # On a handful of episodes a resample may hold none, or leave none out.
+    table = np.where(table.sum(axis=1, keepdims=True) > 0, table, weight)
+    return table, np.where(held.sum(axis=1, keepdims=True) > 0, held, table)
+
+
+def _collect(
+    seen: CandidateRollouts, trained: TrainedModels, support: _Support, scaling: ModelScaling, plan: RolloutPlan
+) -> EnsembleFit:
+    return EnsembleFit(
+        values=seen.returns.mean(axis=1),
+        member_noise=member_noise(seen.returns),
+        outside=seen.outside,
+        moved=seen.moved,
+        cut=seen.cut,
+        alive=seen.alive,
+        novelty=support.novelty(seen.visits, scaling),
+        unsettled=trained.unsettled,
+        diverged=int(trained.diverged.sum()),
+        n_updates=float(trained.n_updates.mean()),
+        held_out=float(trained.held_out.mean()),
+        n_steps=plan.n_steps,
+    )
+
+
+def member_noise(returns: FloatArray) -> float:
+    """Return the Monte Carlo variance of a member's mean return, from pairs that begin in the same state.
+
+    Examples
+    --------
+    >>> member_noise(np.array([[1.0, 3.0, 2.0, 2.0]]))
+    0.25
+    """
+    n_rollouts = returns.shape[1]
+    n_pairs = n_rollouts // 2
+    gaps = returns[:, : 2 * n_pairs : 2] - returns[:, 1 : 2 * n_pairs : 2]
+    return float(np.mean(gaps**2) / 2.0 / n_rollouts)
+
+
+@dataclass(frozen=True, eq=False)
+class _Support:
+    """Logged pairs, and how far apart nine in ten of them are at most from the nearest of another episode."""
+
+    pairs: torch.Tensor
+    episodes: torch.Tensor
+    usual: float
+
+    @classmethod
+    def build(cls, problem: ModelProblem, data: LoggedDataset, seed: int) -> _Support:
+        """Look at the log."""
+        rng, n = np.random.default_rng(seed), len(data)
+        chosen = torch.from_numpy(np.sort(rng.choice(n, min(n, MAX_REFERENCE), replace=False)))
+        own = torch.from_numpy(rng.choice(n, min(n, N_OWN), replace=False))
+        scaling = problem.scaling
+        d = scaling.n_states
+        table = torch.cat([problem.inputs[:, :d], problem.inputs[:, -scaling.n_actions :]], dim=1).cpu()
+        pairs, episode = _spaced(table, scaling), torch.from_numpy(ragged.episode_index(data.offsets))
+        distance = _nearest(pairs[own], episode[own], pairs[chosen], episode[chosen])
+        return cls(pairs[chosen], episode[chosen], float(np.quantile(distance, USUAL)))
+
+    def novelty(self, visits: FloatArray, scaling: ModelScaling) -> float:
+        """Return the share of visits that are farther from the log."""
+        if len(visits) == 0:
+            return 0.0
+        queries = _spaced(torch.as_tensor(visits, dtype=torch.float32), scaling)
+        distance = _nearest(queries, torch.full((len(visits),), -1), self.pairs, self.episodes)
+        return float(np.mean(distance > self.usual * (1.0 + 1e-6)))
+
+
+def _spaced(pairs: torch.Tensor, scaling: ModelScaling) -> torch.Tensor:
+    """Return pairs whose distances count a state and an action alike; different discrete actions are far apart."""
+    d = scaling.n_states
+    states = pairs[:, :d] if scaling.one_hot else pairs[:, :d] / d**0.5
+    actions = pairs[:, d:] / scaling.n_actions**0.5 if scaling.actions is not None else 10.0 * pairs[:, d:]
+    return torch.cat([states, actions], dim=1)

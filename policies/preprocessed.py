@@ -1,0 +1,397 @@
+"""`PreprocessedLearner`: a learner behind transformers of scikit-learn that are fitted on the training episodes."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from typing_extensions import Self
+
+from ope.dataset import LoggedDataset, Rows
+from ope.inputs import as_rows, states_frame
+from ope.policy import PolicyLearner, RandomState, check_feature_names
+from ope.validation import FloatArray, first_positions
+
+if TYPE_CHECKING:
+    from ope.neural.serialization import Arrays, Metadata
+
+OWNER = "PreprocessedLearner"
+
+
+class PreprocessedLearner(PolicyLearner):
+    """A learner that sees transformed states: what a scikit-learn pipeline is to a classifier.
+
+    Parameters
+    ----------
+    transformer : transformer
+        Of scikit-learn, or one that behaves so: a scaler, PCA, a ColumnTransformer, a pipeline of several, made with
+        `make_pipeline`. It gets states as a frame with the log's feature names.
+    learner : PolicyLearner
+
+    Attributes
+    ----------
+    transformer_ : transformer
+        Fitted on the states of the training log.
+    learner_ : PolicyLearner
+        Fitted on the transformed log; its `history_` and `status_` tell how training went.
+    feature_names_in_ : ndarray of str
+        Of the log, before the transformation.
+    n_features_in_ : int
+    feature_names_out_ : tuple of str
+        Of what the learner sees.
+    checkpoints_ : list of PreprocessedLearner
+        Those of the learner, behind the same transformer.
+    training_episode_keys_ : ndarray of uint64
+
+    Raises
+    ------
+    TypeError, ValueError
+        In `fit`: if a parameter is of another kind, or the transformer does not return a finite row for each state.
+
+    Notes
+    -----
+    `fit` fits a clone of `transformer` on the logged states, not on the final ones, then a clone of `learner` on the log whose
+    states, final ones included, are transformed. Whoever evaluates the policy on other episodes thus never fits anything on
+    them. Neural learners standardise what they get once more, unless ``normalize_states=False``.
+
+    Nested parameters are set as in scikit-learn: ``set_params(learner__gamma=0.9, transformer__with_mean=False)``.
+
+    `save` stores transformers that are StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, QuantileTransformer, PCA or
+    pipelines of these as arrays, for `ope.load_policy`; others it refuses, because only code could describe them:
+    `joblib.dump` stores any.
+
+    Examples
+    --------
+    >>> from ope.policies import LSPI
+    >>> from sklearn.preprocessing import MinMaxScaler
+    >>> log = LoggedDataset.from_arrays(
+    ...     states=[[0.0], [50.0]] * 2, actions=["a", "a", "b", "b"], rewards=[0.0, 1.0, 1.0, 0.0], lengths=[1] * 4,
+    ...     ends="terminal",
+    ... )
+    >>> policy = PreprocessedLearner(MinMaxScaler(), LSPI()).fit(log)
+    >>> policy.predict([[0.0], [50.0]])
+    array(['b', 'a'], dtype='<U1')
+    """
+
+    def __init__(self, transformer: Any, learner: PolicyLearner) -> None:
+        self.transformer = transformer
+        self.learner = learner
+
+    # ---------------------------------------------------------------- fitting
+
+    def fit(self, data: LoggedDataset) -> Self:
+        """Fit the transformer and the learner.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+
+        Returns
+        -------
+        self
+        """
+        self._check(data)
+        self._fit_transformer(data)
+        return self._learn(data, clone(self.learner), lambda learner, log: learner.fit(log))
+
+    def resume(self, data: LoggedDataset, path: str | Path | None = None) -> Self:
+        """Go on with a run of the learner that was interrupted.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+            The log of the run.
+        path : str or Path, optional
+            The file that the learner wrote to its `checkpoint_path`; default: what `fit` kept when it was interrupted.
+
+        Returns
+        -------
+        self
+        """
+        self._check(data)
+        if not hasattr(self, "transformer_"):
+            self._fit_transformer(data)
+        learner: Any = clone(self.learner)
+        if hasattr(getattr(self, "learner_", None), "training_state_"):
+            learner.training_state_ = self.learner_.training_state_
+        return self._learn(data, learner, lambda learner, log: learner.resume(log, path))
+
+    def _check(self, data: Any) -> None:
+        if not isinstance(data, LoggedDataset):
+            raise TypeError(
+                f"{OWNER}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with "
+                "LoggedDataset.from_pandas or from_arrays."
+            )
+        if not isinstance(self.learner, PolicyLearner):
+            raise TypeError(
+                f"{OWNER}: `learner` must be a PolicyLearner, got {self.learner!r}; pass an object such as BCQ(), not its "
+                "class."
+            )
+        if isinstance(self.transformer, type) or not all(
+            hasattr(self.transformer, verb) for verb in ("fit", "transform")
+        ):
+            raise TypeError(
+                f"{OWNER}: `transformer` must have fit and transform, got {self.transformer!r}; pass an object such as "
+                "StandardScaler(), or several as make_pipeline(...)."
+            )
+
+    def _learn(self, data: LoggedDataset, learner: Any, learn: Callable[[Any, LoggedDataset], Any]) -> Self:
+        learn(learner, self._transformed_log(data))
+        self._remember(data)
+        self.learner_ = learner
+        return self
+
+    # ---------------------------------------------------------------- acting
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "learner_")
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        """What the learner's policy offers."""
+        offered: frozenset[str] = self._fitted().capabilities
+        return offered
+
+    @property
+    def labels(self) -> npt.NDArray[Any] | None:
+        """Labels of the learner's actions; None for continuous ones."""
+        labels: npt.NDArray[Any] | None = self._fitted().labels
+        return labels
+
+    @property
+    def n_updates_(self) -> int:
+        """Updates behind the policy, where the learner counts them."""
+        n: int = self._fitted().n_updates_
+        return n
+
+    @property
+    def checkpoints_(self) -> list[Self]:
+        """The learner's checkpoints, behind the same transformer."""
+        return [self._around(checkpoint) for checkpoint in self._fitted().checkpoints_]
+
+    def predict(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
+        """Return what the learner's policy predicts in the transformed states.
+
+        Parameters
+        ----------
+        states : array-like of shape (n, d), or DataFrame
+        action_mask : array-like of shape (n, n_actions), optional
+            Which discrete actions are available, in the order of `labels`.
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, k)
+        """
+        return np.asarray(self._fitted().predict(self._bare(states), **_given(action_mask)))
+
+    def predict_proba(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> FloatArray:
+        """Return the probability of every action in the transformed states.
+
+        Parameters
+        ----------
+        states : array-like of shape (n, d), or DataFrame
+        action_mask : array-like of shape (n, n_actions), optional
+
+        Returns
+        -------
+        ndarray of shape (n, n_actions)
+        """
+        return np.asarray(self._fitted().predict_proba(self._bare(states), **_given(action_mask)))
+
+    def log_prob(
+        self, states: npt.ArrayLike, actions: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
+    ) -> FloatArray:
+        """Return the log probability, or density, of actions in the transformed states.
+
+        Parameters
+        ----------
+        states : array-like of shape (n, d), or DataFrame
+        actions : array-like of shape (n,) or (n, k)
+        action_mask : array-like of shape (n, n_actions), optional
+
+        Returns
+        -------
+        ndarray of shape (n,)
+        """
+        return np.asarray(self._fitted().log_prob(self._bare(states), actions, **_given(action_mask)))
+
+    def sample(
+        self, states: npt.ArrayLike, random_state: RandomState = None, action_mask: npt.ArrayLike | None = None
+    ) -> npt.NDArray[Any]:
+        """Draw an action for each state.
+
+        Parameters
+        ----------
+        states : array-like of shape (n, d), or DataFrame
+        random_state : int, Generator or None
+        action_mask : array-like of shape (n, n_actions), optional
+
+        Returns
+        -------
+        ndarray of shape (n,) or (n, k)
+        """
+        return np.asarray(self._fitted().sample(self._bare(states), random_state, **_given(action_mask)))
+
+    def proba_rows(self, rows: Rows) -> FloatArray:
+        """Return `predict_proba` on logged rows, as the learner's policy does on transformed ones."""
+        return np.asarray(self._fitted().proba_rows(self._transformed(rows)))
+
+    def log_prob_rows(self, rows: Rows, actions: npt.NDArray[Any]) -> FloatArray:
+        """Return `log_prob` of the logged actions, as the learner's policy does on transformed rows."""
+        return np.asarray(self._fitted().log_prob_rows(self._transformed(rows), actions))
+
+    def quadrature_rows(self, rows: Rows) -> tuple[FloatArray, FloatArray] | None:
+        """Return nodes and weights of the learner's policy on transformed rows, or None."""
+        nodes: tuple[FloatArray, FloatArray] | None = self._fitted().quadrature_rows(self._transformed(rows))
+        return nodes
+
+    def q_values(self, states: npt.ArrayLike, actions: npt.ArrayLike | None = None) -> FloatArray:
+        """Return what the learner's critic believes, where it has one.
+
+        Parameters
+        ----------
+        states : array-like of shape (n, d), or DataFrame
+        actions : array-like of shape (n, k), optional
+            Continuous actions.
+
+        Returns
+        -------
+        ndarray of shape (n, n_actions) or (n,)
+        """
+        return np.asarray(self._fitted().q_values(self._bare(states), actions))
+
+    def score(self, data: LoggedDataset) -> float:
+        """Return the learner's score on the transformed log.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+
+        Returns
+        -------
+        float
+        """
+        return float(self._fitted().score(self._transformed_log(data)))
+
+    def _fitted(self) -> Any:
+        if not hasattr(self, "learner_"):
+            raise NotFittedError(f"{OWNER} is not fitted; call fit(data) with a LoggedDataset first.")
+        return self.learner_
+
+    def _around(self, learner: PolicyLearner) -> Self:
+        twin = copy.copy(self)
+        twin.learner_ = learner
+        return twin
+
+    # ---------------------------------------------------------------- transforming
+
+    def _bare(self, states: npt.ArrayLike) -> FloatArray:
+        self._fitted()
+        return self._transformed(as_rows(states, OWNER, feature_names=self.feature_names_in_.tolist())).states
+
+    def _transformed_log(self, data: LoggedDataset) -> LoggedDataset:
+        rows, final = self._transformed(data.rows()), None
+        if data.final_states is not None:
+            known = data.final_known()
+            final = np.full((data.n_episodes, rows.states.shape[1]), np.nan)
+            final[known] = self._transformed(data.final_rows(np.flatnonzero(known))).states
+        return data.replace(states=rows.states, final_states=final, feature_names=rows.feature_names)
+
+    def _transformed(self, rows: Rows) -> Rows:
+        check_feature_names(self, rows.feature_names, OWNER)
+        names = self.feature_names_out_
+        # scikit-learn's transformers refuse an array without rows.
+        states = self._transform(rows) if len(rows) else np.empty((0, len(names)))
+        if states.shape[1] != len(names):
+            raise ValueError(
+                f"{OWNER}: `transformer` must return the {len(names)} columns of its fit, got {states.shape[1]}; choose one "
+                "whose columns do not depend on the rows."
+            )
+        return Rows(states, names, rows.action_mask, rows.extras)
+
+    def _transform(self, rows: Rows) -> FloatArray:
+        output = self.transformer_.transform(states_frame(rows))
+        states = np.asarray(output.toarray() if sparse.issparse(output) else output, dtype=np.float64)
+        if states.ndim != 2 or len(states) != len(rows) or states.shape[1] == 0:
+            raise ValueError(
+                f"{OWNER}: `transformer` must return a row for each state, shape ({len(rows)}, m), got {states.shape}; choose "
+                "another one."
+            )
+        bad = ~np.isfinite(states).all(axis=1)
+        if bad.any():
+            raise ValueError(
+                f"{OWNER}: `transformer` must return finite numbers, got NaN or infinite ones at {first_positions(bad)}; choose "
+                "one that is defined at every state."
+            )
+        return states
+
+    def _fit_transformer(self, data: LoggedDataset) -> None:
+        rows = data.rows()
+        self.feature_names_in_ = np.array(data.feature_names, dtype=object)
+        self.n_features_in_ = len(data.feature_names)
+        self.transformer_ = clone(self.transformer).fit(states_frame(rows))
+        width = self._transform(rows).shape[1]
+        self.feature_names_out_ = _names_out(self.transformer_, width)
+
+    # ---------------------------------------------------------------- file
+
+    def save(self, path: str | Path) -> None:
+        """Write the policy to one safetensors file; `ope.load_policy` reads it without executing code from it.
+
+        Parameters
+        ----------
+        path : str or Path
+
+        Raises
+        ------
+        TypeError
+            If the transformer is none of those that can be stored as arrays, or the learner none of this library.
+        """
+        from ope.neural.serialization import save_policy
+
+        self._fitted()
+        save_policy(self, path)
+
+    def _pack(self) -> tuple[Arrays, Metadata]:
+        from ope.neural.serialization import pack_policy
+        from ope.neural.stored_transformers import pack_transformer
+
+        learned, learner = pack_policy(self.learner_)
+        arrays, transformer = pack_transformer(self.transformer_, "transformer/")
+        arrays |= {f"learner/{name}": array for name, array in learned.items()}
+        arrays["episode_keys"] = self.training_episode_keys_
+        names = {"in": self.feature_names_in_.tolist(), "out": list(self.feature_names_out_)}
+        return arrays, {"learner": learner, "transformer": transformer, "feature_names": names}
+
+    def _unpack(self, arrays: Arrays, attributes: Metadata) -> None:
+        from ope.neural.serialization import unpack_policy
+        from ope.neural.stored_transformers import unpack_transformer
+
+        prefix = "learner/"
+        learned = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
+        self.learner_ = unpack_policy(learned, attributes["learner"], "the file")
+        self.transformer_ = unpack_transformer(arrays, attributes["transformer"], "transformer/")
+        self.feature_names_in_ = np.array(attributes["feature_names"]["in"], dtype=object)
+        self.n_features_in_ = len(self.feature_names_in_)
+        self.feature_names_out_ = tuple(attributes["feature_names"]["out"])
+        self.training_episode_keys_ = arrays["episode_keys"]
+
+
+def _names_out(transformer: Any, width: int) -> tuple[str, ...]:
+    try:
+        names = tuple(str(name) for name in transformer.get_feature_names_out())
+    except (AttributeError, ValueError):
+        names = ()
+    return names if len(names) == width else tuple(f"transformed_{i}" for i in range(width))
+
+
+def _given(action_mask: npt.ArrayLike | None) -> dict[str, Any]:
+    # A learner of the user's own may know no masks.
+    return {} if action_mask is None else {"action_mask": action_mask}

@@ -1,0 +1,370 @@
+"""State preprocessing: fitted on the training episodes, applied wherever the policy acts; and learners under joblib."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from learner_logs import random_log, same_policy
+from sklearn.base import BaseEstimator, TransformerMixin, clone
+from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA
+from sklearn.exceptions import NotFittedError
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import (
+    FunctionTransformer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    OneHotEncoder,
+    PolynomialFeatures,
+    QuantileTransformer,
+    RobustScaler,
+    StandardScaler,
+)
+
+from ope.dataset import LoggedDataset
+from ope.estimators import LSTDQ
+from ope.neural.history import Outcome
+from ope.neural.serialization import POLICY_KIND, load_policy, read_sealed, write_sealed
+from ope.neural.stored_transformers import pack_transformer, unpack_transformer
+from ope.policies import BCQ, IQL, LSPI, TD3BC, BehaviorCloning, FunctionPolicy, PreprocessedLearner
+from ope.policy import expectation, log_prob_logged, overlap, probabilities
+from ope.testing import check_policy
+
+SMALL: dict[str, Any] = {"hidden": (8,), "n_updates": 30, "batch_size": 16, "log_every": 10, "learning_rate": 3e-3}
+
+
+def transformed(log: LoggedDataset, function: Any) -> LoggedDataset:
+    """Transform a log by hand, row by row."""
+    assert log.final_states is not None
+    final = np.array([np.full(function(log.states[:1]).shape[1], np.nan)] * log.n_episodes)
+    for i, state in enumerate(log.final_states):
+        if not np.isnan(state).any():
+            final[i] = function(state[None])[0]
+    states = np.concatenate([function(row[None]) for row in log.states])
+    return log.replace(states=states, final_states=final, feature_names=tuple(f"c{i}" for i in range(states.shape[1])))
+
+
+def some_finals(log: LoggedDataset) -> LoggedDataset:
+    """The same log, some of its final states unknown, those after a terminal among them."""
+    assert log.final_states is not None
+    final = log.final_states.copy()
+    final[np.flatnonzero(log.ends == 0)[:5]] = np.nan
+    return log.replace(final_states=final)
+
+
+@pytest.mark.parametrize(
+    ("learner", "continuous", "masked"),
+    [
+        (BehaviorCloning(**SMALL), False, True),
+        (BCQ(**SMALL), False, True),
+        (IQL(**SMALL), True, False),
+        (TD3BC(**SMALL), True, False),
+    ],
+)
+def test_it_is_the_learner_on_a_log_transformed_by_hand(learner: Any, continuous: bool, masked: bool) -> None:
+    log = some_finals(random_log(continuous=continuous, masked=masked))
+    low, high = log.states.min(axis=0), log.states.max(axis=0)
+    by_hand = transformed(log, lambda states: (states - low) / (high - low))
+    policy = PreprocessedLearner(MinMaxScaler(), learner).fit(log)
+    plain = clone(learner).fit(by_hand)
+    for name, network in plain.networks_.items():
+        found = policy.learner_.networks_[name].parameters.flat
+        torch.testing.assert_close(found, network.parameters.flat, rtol=1e-4, atol=1e-5)
+    other = random_log(7, continuous=continuous, masked=masked, seed=3)
+    moved = transformed(other, lambda states: (states - low) / (high - low))
+    assert policy.capabilities == plain.capabilities
+    if continuous:
+        found_q, expected_q = policy.q_values(other.states, other.actions), plain.q_values(moved.states, moved.actions)
+        np.testing.assert_allclose(found_q, expected_q, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(policy.predict(other.states), plain.predict(moved.states), rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(policy.sample(other.states, 5), plain.sample(moved.states, 5), rtol=1e-3, atol=1e-3)
+        nodes, expected = policy.quadrature_rows(other.rows()), plain.quadrature_rows(moved.rows())
+        assert (nodes is None) == (expected is None)
+    else:
+        expected_probs = plain.predict_proba(moved.states, moved.action_mask)
+        np.testing.assert_allclose(policy.predict_proba(other.states, other.action_mask), expected_probs, atol=1e-5)
+        labels = np.array(["a", "b", "c"])
+        np.testing.assert_allclose(probabilities(policy, other.rows(), labels), expected_probs, atol=1e-5)
+        assert (
+            policy.predict(other.states, other.action_mask).tolist() == labels[expected_probs.argmax(axis=1)].tolist()
+        )
+        drawn = policy.sample(other.states, 1, other.action_mask)
+        assert drawn.tolist() == plain.sample(moved.states, 1, moved.action_mask).tolist()
+        np.testing.assert_array_equal(policy.labels, labels)
+    if "density" in policy.capabilities:
+        np.testing.assert_allclose(log_prob_logged(policy, other), log_prob_logged(plain, moved), rtol=1e-3, atol=1e-3)
+        found_log_prob = policy.log_prob(other.states, other.actions)
+        np.testing.assert_allclose(found_log_prob, plain.log_prob(moved.states, moved.actions), rtol=1e-3, atol=1e-3)
+    assert policy.score(other) == pytest.approx(plain.score(moved), rel=1e-3)
+
+
+def test_transformers_are_fitted_on_the_training_episodes_alone() -> None:
+    log = random_log(40)
+    train, test = log.select(slice(0, 20)), log.select(slice(20, 40))
+    policy = PreprocessedLearner(StandardScaler(), BehaviorCloning(**SMALL)).fit(train)
+    np.testing.assert_allclose(policy.transformer_.mean_, train.states.mean(axis=0))
+    before = pickle.dumps(policy.transformer_)
+    policy.predict(1e6 * test.states)
+    probabilities(policy, test.rows(), np.array(["a", "b", "c"]))
+    assert pickle.dumps(policy.transformer_) == before
+    assert overlap(policy, train) == 20
+    assert overlap(policy, test) == 0
+    assert not hasattr(policy.transformer, "mean_")
+    assert not hasattr(policy.learner, "networks_")
+
+
+def test_columns_may_be_chosen_by_name_and_widths_may_change() -> None:
+    log = random_log()
+    columns = ColumnTransformer([("x", StandardScaler(), ["x"]), ("yz", PCA(1), ["y", "z"])])
+    policy = PreprocessedLearner(make_pipeline(columns, PolynomialFeatures(2)), LSPI(gamma=0.3)).fit(log)
+    assert policy.n_features_in_ == 3
+    assert policy.feature_names_in_.tolist() == ["x", "y", "z"]
+    assert len(policy.feature_names_out_) == policy.learner_.n_features_in_ == 6
+    frame = pd.DataFrame(log.states, columns=["x", "y", "z"])
+    np.testing.assert_array_equal(policy.predict(frame), policy.predict(log.states))
+    assert policy.predict(np.zeros((0, 3))).shape == (0,)
+    with pytest.raises(ValueError, match="PreprocessedLearner: feature names must match"):
+        policy.predict(frame[["z", "y", "x"]])
+    with pytest.raises(ValueError, match="PreprocessedLearner: feature names must match"):
+        log_prob_logged(policy, log.replace(feature_names=("z", "y", "x")))
+    with pytest.raises(ValueError, match=r"`states` must have a column for each of \['x', 'y', 'z'\]"):
+        policy.predict([[1.0, 2.0]])
+
+
+def test_sparse_output_serves() -> None:
+    log = random_log()
+    assert log.final_states is not None
+    log = log.replace(states=np.sign(log.states), final_states=np.sign(log.final_states))
+    policy = PreprocessedLearner(OneHotEncoder(handle_unknown="ignore"), LSPI(gamma=0.3, ridge=0.1)).fit(log)
+    assert policy.learner_.n_features_in_ == 6
+    assert set(policy.predict(log.states)) <= {"a", "b", "c"}
+
+
+def test_final_states_that_are_all_unknown_stay_so() -> None:
+    log = random_log()
+    for unknown in (log.replace(final_states=None), log.replace(final_states=np.full((40, 3), np.nan))):
+        with pytest.warns(UserWarning, match="end an episode that goes on in an unknown state"):
+            policy = PreprocessedLearner(StandardScaler(), BCQ(**SMALL)).fit(unknown)
+        assert policy.learner_.n_excluded_transitions_ == int((log.ends != 0).sum())
+
+
+def test_estimators_and_expectations_see_the_policy_in_the_unit_of_the_log() -> None:
+    log = random_log(60)
+    policy = PreprocessedLearner(MinMaxScaler((-50, 50)), BehaviorCloning(**SMALL)).fit(log.select(slice(0, 20)))
+    test = log.select(slice(20, 60))
+    probs = policy.predict_proba(test.states, test.action_mask)
+    value = expectation(policy, test, lambda states, _: np.outer(states[:, 0], [1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(value, test.states[:, 0] * (probs @ [1.0, 2.0, 3.0]))
+    estimate = LSTDQ(gamma=0.9).fit(test, policy).estimate()
+    assert np.isfinite(estimate.value)
+
+
+# -------------------------------------------------------------------- scikit-learn's habits
+
+
+def test_nested_parameters_and_clones() -> None:
+    policy = PreprocessedLearner(StandardScaler(), BCQ(**SMALL))
+    assert policy.get_params()["learner__gamma"] == 0.99
+    assert policy.set_params(learner__gamma=0.5, transformer__with_mean=False) is policy
+    assert (policy.learner.gamma, policy.transformer.with_mean) == (0.5, False)
+    fresh = clone(policy.fit(random_log()))
+    assert (fresh.learner.gamma, fresh.transformer.with_mean) == (0.5, False)
+    assert not hasattr(fresh, "learner_")
+    assert fresh.learner is not policy.learner
+    assert all(
+        part in repr(policy) for part in ("PreprocessedLearner(", "gamma=0.5", "StandardScaler(with_mean=False)")
+    )
+
+
+def test_checkpoints_and_interrupted_runs(tmp_path: Path) -> None:
+    log = random_log()
+
+    def interrupt(event: Any) -> None:
+        if event.update == 20:
+            raise KeyboardInterrupt
+
+    whole = PreprocessedLearner(StandardScaler(), BCQ(**SMALL, checkpoints=3)).fit(log)
+    assert [one.n_updates_ for one in whole.checkpoints_] == [10, 20, 30]
+    assert whole.n_updates_ == 30
+    shorter = PreprocessedLearner(StandardScaler(), BCQ(**{**SMALL, "n_updates": 10})).fit(log)
+    np.testing.assert_array_equal(whole.checkpoints_[0].predict(log.states), shorter.predict(log.states))
+    assert overlap(whole.checkpoints_[0], log) == 40
+    path = tmp_path / "run"
+    settings: dict[str, Any] = {**SMALL, "checkpoints": 3, "checkpoint_path": path, "callbacks": [interrupt]}
+    cut = PreprocessedLearner(StandardScaler(), BCQ(**settings))
+    with pytest.warns(UserWarning, match="interrupted after 20 of 30"):
+        cut.fit(log)
+    assert cut.learner_.status_.outcome is Outcome.INTERRUPTED
+    elsewhere = PreprocessedLearner(StandardScaler(), BCQ(**SMALL, checkpoints=3)).resume(log, path)
+    resumed = cut.set_params(learner__callbacks=None).resume(log)
+    for one in (elsewhere, resumed):
+        same_policy(one.learner_, whole.learner_)
+    with pytest.raises(ValueError, match=r"BCQ.resume: no interrupted run is kept"):
+        whole.resume(log)
+
+
+@pytest.mark.parametrize(
+    ("transformer", "learner", "continuous"),
+    [
+        (StandardScaler(), BehaviorCloning(**SMALL), False),
+        (make_pipeline(MinMaxScaler(), PCA(2)), TD3BC(**SMALL), True),
+    ],
+)
+def test_the_laws_of_learners_hold(transformer: Any, learner: Any, continuous: bool) -> None:
+    log = random_log(41, 7, continuous=continuous)
+    results = check_policy(PreprocessedLearner(transformer, learner), log)
+    skipped = {result.name for result in results if result.status == "skipped"}
+    assert "file" not in skipped
+    assert sum(result.status == "passed" for result in results) >= 15
+
+
+# -------------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        StandardScaler(),
+        StandardScaler(with_mean=False),
+        MinMaxScaler(feature_range=(-2, 3), clip=True),
+        MaxAbsScaler(),
+        RobustScaler(quantile_range=(10.0, 90.0)),
+        QuantileTransformer(n_quantiles=50, output_distribution="normal"),
+        PCA(2, whiten=True),
+        make_pipeline(StandardScaler(), "passthrough", PCA(0.9)),
+        make_pipeline(make_pipeline(StandardScaler(), MaxAbsScaler()), PCA(2)),
+    ],
+    ids=lambda transformer: type(transformer).__name__,
+)
+def test_a_file_holds_transformers_as_arrays(transformer: Any, tmp_path: Path) -> None:
+    log, other = random_log(), random_log(9, seed=2)
+    policy = PreprocessedLearner(transformer, LSPI(gamma=0.3, ridge=0.1)).fit(log)
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    frame = pd.DataFrame(other.states, columns=["x", "y", "z"])
+    np.testing.assert_array_equal(loaded.transformer_.transform(frame), policy.transformer_.transform(frame))
+    np.testing.assert_array_equal(loaded.predict_proba(other.states), policy.predict_proba(other.states))
+    np.testing.assert_array_equal(loaded.q_values(other.states), policy.q_values(other.states))
+    assert repr(loaded) == repr(policy)
+    assert loaded.feature_names_out_ == policy.feature_names_out_
+    assert overlap(loaded, log) == 40
+    same = loaded.fit(log)
+    np.testing.assert_array_equal(same.predict(other.states), policy.predict(other.states))
+
+
+def test_what_a_file_cannot_hold_is_refused_and_joblib_holds_it(tmp_path: Path) -> None:
+    log = random_log()
+    for transformer, name in (
+        (FunctionTransformer(np.tanh), "FunctionTransformer"),
+        (make_pipeline(StandardScaler(), PolynomialFeatures(2)), "PolynomialFeatures"),
+        (type("StandardScaler", (StandardScaler,), {})(), "StandardScaler"),
+    ):
+        policy = PreprocessedLearner(transformer, BehaviorCloning(**SMALL)).fit(log)
+        with pytest.raises(TypeError, match=f"save: state transformers must be among .* got .*{name}; use joblib.dump"):
+            policy.save(tmp_path / "policy")
+        assert not (tmp_path / "policy").exists()
+    policy = PreprocessedLearner(FunctionTransformer(np.tanh), BehaviorCloning(**SMALL)).fit(log)
+    joblib.dump(policy, tmp_path / "policy.joblib")
+    again = joblib.load(tmp_path / "policy.joblib")
+    np.testing.assert_array_equal(again.predict_proba(log.states), policy.predict_proba(log.states))
+    with pytest.raises(NotFittedError, match="PreprocessedLearner is not fitted"):
+        clone(policy).save(tmp_path / "policy")
+
+
+def test_a_file_imports_no_class_that_is_not_in_the_table(tmp_path: Path) -> None:
+    policy = PreprocessedLearner(StandardScaler(), LSPI(gamma=0.3)).fit(random_log())
+    policy.save(tmp_path / "policy")
+    arrays, content = read_sealed(tmp_path / "policy", POLICY_KIND, "test")
+    content["attributes"]["transformer"]["class"] = "FunctionTransformer"
+    write_sealed(tmp_path / "evil", POLICY_KIND, arrays, content)
+    with pytest.raises(ValueError, match=r"state transformers must be among .* got class 'FunctionTransformer'"):
+        load_policy(tmp_path / "evil")
+    content["attributes"]["transformer"]["class"] = "StandardScaler"
+    content["attributes"]["learner"]["class"] = "os.system"
+    write_sealed(tmp_path / "evil", POLICY_KIND, arrays, content)
+    with pytest.raises(ValueError, match=r"must hold a policy of this library .* got class 'os.system'"):
+        load_policy(tmp_path / "evil")
+
+
+def test_transformers_keep_parameters_that_differ_from_defaults() -> None:
+    _, metadata = pack_transformer(RobustScaler(quantile_range=(5.0, 95.0), with_centering=False))
+    assert set(metadata["params"]) == {"quantile_range", "with_centering"}
+    back = unpack_transformer({}, metadata)
+    assert back.get_params() == RobustScaler(quantile_range=(5.0, 95.0), with_centering=False).get_params()
+    with pytest.raises(TypeError, match="`random_state` of PCA must be a number, string, tuple or None to be stored"):
+        pack_transformer(PCA(random_state=np.random.RandomState(0)))
+
+
+# -------------------------------------------------------------------- bad use
+
+
+class Odd(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    def __init__(self, kind: str = "short") -> None:
+        self.kind = kind
+
+    def fit(self, _states: Any) -> Odd:
+        self.calls_ = 0
+        return self
+
+    def transform(self, X: Any) -> Any:
+        self.calls_ += 1
+        array = np.asarray(X)
+        odd = {"short": array[:-1], "nan": array / (array[:, :1] > 0), "narrow": array[:, : 1 + (self.calls_ == 1)]}
+        with np.errstate(all="ignore"):
+            return odd[self.kind]
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize(
+    ("policy", "error", "message"),
+    [
+        (PreprocessedLearner(StandardScaler, LSPI()), TypeError, "`transformer` must have fit and transform, got <class"),
+        (PreprocessedLearner(BCQ(), LSPI()), TypeError, r"`transformer` must have fit and transform, got BCQ\("),
+        (PreprocessedLearner(StandardScaler(), FunctionPolicy()), TypeError, "`learner` must be a PolicyLearner, got FunctionPolicy"),
+        (PreprocessedLearner(StandardScaler(), LSPI), TypeError, "`learner` must be a PolicyLearner, got <class"),  # type: ignore[arg-type]
+        (PreprocessedLearner(Odd("short"), LSPI()), ValueError, r"`transformer` must return a row for each state, shape \(200, m\), got \(199, 3\)"),
+        (PreprocessedLearner(Odd("nan"), LSPI()), ValueError, "`transformer` must return finite numbers, got NaN or infinite ones at rows"),
+        (PreprocessedLearner(Odd("narrow"), LSPI()), ValueError, "`transformer` must return the 2 columns of its fit, got 1"),
+    ],
+)  # fmt: skip
+def test_bad_use_is_named(policy: PreprocessedLearner, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=f"PreprocessedLearner: {message}"):
+        policy.fit(random_log())
+
+
+def test_no_log_and_no_fit_are_named() -> None:
+    with pytest.raises(TypeError, match="PreprocessedLearner: `data` must be a LoggedDataset, got ndarray"):
+        PreprocessedLearner(StandardScaler(), LSPI()).fit(np.zeros((3, 2)))  # type: ignore[arg-type]
+    for verb in ("predict", "predict_proba", "sample"):
+        with pytest.raises(NotFittedError, match="PreprocessedLearner is not fitted; call fit"):
+            getattr(PreprocessedLearner(StandardScaler(), LSPI()), verb)([[0.0]])
+
+
+# -------------------------------------------------------------------- joblib
+
+
+def fit_one(learner: Any, log: LoggedDataset) -> Any:
+    return clone(learner).fit(log)
+
+
+@pytest.mark.parametrize("backend", ["threading", pytest.param("loky", marks=pytest.mark.slow)])
+def test_learners_fit_side_by_side(backend: str) -> None:
+    log = random_log(10)
+    learners: list[Any] = [
+        BCQ(**SMALL),
+        BehaviorCloning(**SMALL, random_state=3),
+        LSPI(gamma=0.3),
+        PreprocessedLearner(StandardScaler(), BCQ(**SMALL)),
+    ]
+    together = joblib.Parallel(n_jobs=2, backend=backend)(joblib.delayed(fit_one)(learner, log) for learner in learners)
+    for fitted, learner in zip(together, learners, strict=True):
+        alone = clone(learner).fit(log)
+        np.testing.assert_array_equal(fitted.predict_proba(log.states), alone.predict_proba(log.states))
+        assert not hasattr(learner, "training_episode_keys_")
