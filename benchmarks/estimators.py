@@ -79,6 +79,7 @@ def dice(point: str, **settings: Any) -> Callable[[float], OffPolicyEstimator]:
 
 
 ESTIMATORS: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
+    "default": build("DefaultEstimator"),
     "IS": build("TrajectoryIS"),
     "PDIS": build("PerDecisionIS"),
     "WIS": build("WeightedIS", per_decision=False),
@@ -264,7 +265,7 @@ error itself); the brackets hold the coverage of the 95 % interval in percent an
 R(EFUSE). A dash: the method does not serve this problem, or the study has not run it. An error on a problem that a method's assumptions exclude
 is the point of the problem: methods that need the full state fail on ModelFail and Hybrid, those that weight whole episodes on ModelWin and Graph.
 
-The runs of closed-form methods were made before `adjusted_t` became the default interval: their coverage is that of the plain t interval, their verdicts ask for
+The runs of closed-form methods (but `default` and DoubleRL) were made before `adjusted_t` became the default interval: their coverage is that of the plain t interval, their verdicts ask for
 an effective sample of 200. [coverage.md](coverage.md) and [intervals.md](intervals.md) have the intervals and verdicts in force. Neural methods: 1,024 episodes on
 three problems only.
 

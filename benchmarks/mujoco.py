@@ -117,7 +117,13 @@ def _networks(make: Callable[..., Any]) -> Entry:
     return Entry(partial(make, gamma=GAMMA, n_samples=1, network=network), every=3, episodes=5)
 
 
+def _default() -> OffPolicyEstimator:
+    """Return the estimator that chooses for itself; the range of the actions is what nobody but the user knows."""
+    return _named("DefaultEstimator", linear=ope.estimators.LSTDQ(n_samples=4), neural=_neural().set_params(gamma=None))
+
+
 REGISTRY: Mapping[str, Entry] = {
+    "DefaultEstimator": Entry(_default, together=True),
     "TrajectoryIS": Entry(partial(_named, "TrajectoryIS")),
     "PerDecisionIS": Entry(partial(_named, "PerDecisionIS")),
     "WeightedIS": Entry(partial(_named, "WeightedIS")),

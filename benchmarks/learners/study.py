@@ -63,8 +63,15 @@ ALONE: Mapping[str, tuple[str, dict[str, Any]]] = {
 }
 BRIEF = {"n_updates": 5_000}
 OTHERS: Mapping[str, tuple[str, dict[str, Any]]] = {
-    "AWAC": ("AWAC", {**BOUNDED, **BRIEF, "deterministic": True}),
+    "AWAC": ("AWAC", {**BOUNDED, **BRIEF, "deterministic": True, "batch_size": 256}),
+    "AWR": ("AWR", {**BOUNDED, **BRIEF, "deterministic": True}),
+    "BEAR": ("BEAR", {**BOUNDED, **BRIEF}),
+    "BRAC": ("BRAC", {**BOUNDED, **BRIEF, "deterministic": True, "behavior_updates": 1_500, "warm_start_updates": 300}),
     "CRR": ("CRR", {**BOUNDED, **BRIEF, "deterministic": True}),
+    "EDAC": ("EDAC", {**BOUNDED, **BRIEF, "deterministic": True}),
+    "UWAC": ("UWAC", {**BOUNDED, **BRIEF}),
+    "FilteredCloning": ("BehaviorCloning", {**BRIEF, "top_share": 0.1}),
+    "MixtureCloning": ("BehaviorCloning", {**BRIEF, "form": "mixture"}),
 }
 OTHERS_ENV, OTHERS_SEEDS = "Hopper", 2
 
