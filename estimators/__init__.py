@@ -3,6 +3,9 @@
 if __name__ != "ope.estimators":
     raise ImportError(f"import this package as ope.estimators, not {__name__}")
 
+from ope.estimators.bellman_calibrated import BellmanCalibrated
+from ope.estimators.bellman_error import CalibrationError as CalibrationError
+from ope.estimators.bellman_error import calibration_error as calibration_error
 from ope.estimators.coin_dice import CoinDICE
 from ope.estimators.coin_dice import CoinDICEInterval as CoinDICEInterval
 from ope.estimators.control_variate_is import ControlVariateIS
@@ -30,7 +33,9 @@ from ope.estimators.minimax_weight import MinimaxWeightLearning
 from ope.estimators.model_based import ModelBased
 from ope.estimators.model_ensemble import ModelEnsemble
 from ope.estimators.neural_fqe import NeuralFittedQEvaluation
+from ope.estimators.stacked_q import StackedQ
 from ope.estimators.state_marginal_is import StateMarginalIS
+from ope.estimators.tournament import q_tournament as q_tournament
 
 __all__ = [
     "COPTD",
@@ -38,6 +43,7 @@ __all__ = [
     "LSTD",
     "LSTDQ",
     "MAGIC",
+    "BellmanCalibrated",
     "CoinDICE",
     "ControlVariateIS",
     "DefaultEstimator",
@@ -57,6 +63,7 @@ __all__ = [
     "ModelEnsemble",
     "NeuralFittedQEvaluation",
     "PerDecisionIS",
+    "StackedQ",
     "StateMarginalIS",
     "TrajectoryIS",
     "WeightedIS",

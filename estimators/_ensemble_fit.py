@@ -76,21 +76,27 @@ class EnsembleFit:
 def fit_candidates(
     data: LoggedDataset, policies: Sequence[Policy], weight: FloatArray, config: Configuration
 ) -> list[EnsembleFit | Exception]:
-    """Train the members once and roll out all candidates in them."""
+    """Train the members once and roll out all candidates in them; one that fails is its exception."""
     device, settings = resolve_device(config.device, config.owner), config.training
     scaling = fit_scaling(data, config.by_step, config.action_range)
     problem = ModelProblem.build(data, scaling, device)
     table, held = member_weights(data, weight, config)
     plan = RolloutPlan(config.gamma, _steps(data, config), config.n_rollouts, settings.seed)
-    actors = [Actor(policy, scaling, data, settings.seed) for policy in policies]
     start = scaling.states.transform(data.states[data.offsets[:-1]])
     with use_threads(settings.n_threads):
         trained = train_models(problem, table, held, data.lengths, settings)
-        found = simulate(trained, scaling, actors, start, table, plan, device)
+        trained = trained.on(device)
         support = _Support.build(problem, data, settings.seed)
-        return [
-            seen if isinstance(seen, Exception) else _collect(seen, trained, support, scaling, plan) for seen in found
-        ]
+
+        def ask(policy: Policy) -> EnsembleFit | Exception:
+            try:
+                actor = Actor(policy, scaling, data, settings.seed)
+                seen = simulate(trained, scaling, actor, start, table, plan, device)
+            except Exception as error:
+                return error
+            return _collect(seen, trained, support, scaling, plan)
+
+        return [ask(policy) for policy in policies]
 
 
 def _steps(data: LoggedDataset, config: Configuration) -> int:
@@ -159,8 +165,8 @@ class _Support:
         chosen = torch.from_numpy(np.sort(rng.choice(n, min(n, MAX_REFERENCE), replace=False)))
         own = torch.from_numpy(rng.choice(n, min(n, N_OWN), replace=False))
         scaling = problem.scaling
-        d = scaling.n_states
-        table = torch.cat([problem.inputs[:, :d], problem.inputs[:, -scaling.n_actions :]], dim=1).cpu()
+        states = problem.transitions.states[: len(data)]
+        table = torch.cat([states, problem.inputs[:, -scaling.n_actions :]], dim=1).cpu()
         pairs, episode = _spaced(table, scaling), torch.from_numpy(ragged.episode_index(data.offsets))
         distance = _nearest(pairs[own], episode[own], pairs[chosen], episode[chosen])
         return cls(pairs[chosen], episode[chosen], float(np.quantile(distance, USUAL)))

@@ -19,6 +19,7 @@ from ope.validation import FloatArray
 MARGIN = 0.1
 # States farther out, in ranges of the log on either side, are moved to this border: rollouts must stay finite.
 BORDER = 1.0
+LARGEST_INPUT = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,8 @@ class ModelScaling:
     n_actions : int
     one_hot : bool
         Whether the next state is one of d columns, drawn by a softmax, rather than a Gaussian step.
+    input_scale : ndarray of shape (d,)
+        What states are multiplied with as inputs: more than 1 for the columns of rare one-hot states, which are learned sooner.
     step : ndarray of shape (d,)
         Spread of the steps of standardised states.
     unit, offset : float
@@ -52,6 +55,7 @@ class ModelScaling:
     actions: ActionScaling | None
     n_actions: int
     one_hot: bool
+    input_scale: FloatArray
     step: FloatArray
     unit: float
     offset: float
@@ -97,6 +101,7 @@ def fit_scaling(
         actions=None if data.discrete else _fit_actions(data.actions, action_range),
         n_actions=data.n_actions,
         one_hot=one_hot,
+        input_scale=_input_scale(table) if one_hot else np.ones(table.shape[1]),
         step=_steps_of(data, states),
         unit=unit,
         offset=mean / unit,
@@ -107,6 +112,11 @@ def fit_scaling(
         horizon=data.horizon if by_step else None,
         ends=_ends_of(data, one_hot),
     )
+
+
+def _input_scale(hot: FloatArray) -> FloatArray:
+    spread = hot.std(axis=0)
+    return np.asarray(np.minimum(1.0 / np.maximum(spread, 1e-9), LARGEST_INPUT))
 
 
 def _ends_of(data: LoggedDataset, one_hot: bool) -> str:
@@ -196,11 +206,12 @@ def _following(data: LoggedDataset, states: Standardizer) -> FloatArray:
     known = data.final_known()
     if data.final_states is not None:
         final[known] = data.final_states[known]
-    return states.transform(ragged.shift_to_next(data.states, data.offsets, final))
+    following: FloatArray = ragged.shift_to_next(data.states, data.offsets, final)
+    return states.transform(following)
 
 
 def _columns(data: LoggedDataset, raw: Transitions, scaling: ModelScaling, device: torch.device) -> list[torch.Tensor]:
-    parts = [raw.states[: len(data)]]
+    parts = [raw.states[: len(data)] * torch.as_tensor(scaling.input_scale, dtype=torch.float32, device=device)]
     if scaling.horizon is not None:
         times = time_columns(ragged.step_index(data.offsets), scaling.horizon)
         parts.append(torch.as_tensor(times, dtype=torch.float32, device=device))

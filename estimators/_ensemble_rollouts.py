@@ -1,8 +1,7 @@
-"""Simulated episodes of all members, candidates and first states in one batch. Called by `ModelEnsemble`."""
+"""Simulated episodes of a candidate in all members, from many first states, as one batch. Called by `ModelEnsemble`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,15 +9,14 @@ import torch
 
 from ope.dataset import LoggedDataset, Rows
 from ope.estimators._ensemble_problem import BORDER, MARGIN, ModelScaling
-from ope.estimators._ensemble_training import TrainedModels, bounded, split
+from ope.estimators._ensemble_training import Heads, TrainedModels, bounded, split
 from ope.estimators._linear_rollouts import draw_starts
 from ope.estimators._neural_fqe_problem import time_columns
 from ope.neural.generators import derive_seed
-from ope.neural.networks import MLP
 from ope.policy import Policy, probabilities
 from ope.validation import FloatArray
 
-# Episodes of a candidate are over where all of them have less than this discounted weight left.
+# Simulation is over where all episodes have less than this discounted weight left.
 LEAST_WEIGHT = 1e-6
 N_VISITS = 512
 
@@ -100,57 +98,23 @@ class Actor:
         return torch.from_numpy(hot.astype(np.float32))
 
 
-class _Tally:
-    """Sums over the discounted visits of C candidates, and a draw from them."""
-
-    def __init__(self, shape: tuple[int, ...], plan: RolloutPlan, n_columns: int, device: torch.device) -> None:
-        c, k, r = shape
-        self.returns = torch.zeros(shape, dtype=torch.float64, device=device)
-        self.sums = torch.zeros(4, c, dtype=torch.float64, device=device)
-        self.alive = torch.ones(shape, device=device)
-        self.visits = torch.full((c, k * r, n_columns), torch.nan, device=device)
-        # Each episode shows the pair of one step, drawn by its discount; candidates look at the same steps.
-        weight = plan.gamma ** np.arange(plan.n_steps)
-        rng = np.random.default_rng(derive_seed(plan.seed, "visits"))
-        drawn = np.searchsorted(np.cumsum(weight) / weight.sum(), rng.random(k * r), side="right")
-        self.shown = torch.from_numpy(np.minimum(drawn, plan.n_steps - 1)).to(device)
-        self.chance = torch.from_numpy(rng.random(k * r)).to(device)
-
-    def add(self, of: torch.Tensor, weight: torch.Tensor, flags: Sequence[torch.Tensor]) -> None:
-        """Count visits of the candidates `of` (a,) with weights (a, K, R), and what they were like."""
-        mass = weight.double().flatten(1)
-        self.sums[0, of] += mass.sum(dim=1)
-        for row, flag in enumerate(flags, start=1):
-            self.sums[row, of] += (mass * flag.flatten(1)).sum(dim=1)
-
-    def show(self, of: torch.Tensor, t: int, pairs: torch.Tensor) -> None:
-        """Keep pairs (a, K R, columns) of the episodes whose step this is, if they have not ended."""
-        now = torch.nonzero(self.shown == t).squeeze(1)
-        if len(now) == 0:
-            return
-        running = self.alive[of].flatten(1)[:, now] > self.chance[now]
-        kept = torch.where(running[..., None], pairs[:, now], torch.nan)
-        self.visits[of[:, None], now[None, :]] = kept
-
-
 def simulate(
     trained: TrainedModels,
     scaling: ModelScaling,
-    actors: Sequence[Actor],
+    actor: Actor,
     start: FloatArray,
     weight: FloatArray,
     plan: RolloutPlan,
     device: torch.device,
-) -> list[CandidateRollouts | Exception]:
-    """Roll out K members for all candidates.
+) -> CandidateRollouts:
+    """Roll out a candidate in all members.
 
     Parameters
     ----------
     trained : TrainedModels
         K members.
     scaling : ModelScaling
-    actors : sequence of C Actor
-        One that fails is its exception.
+    actor : Actor
     start : ndarray of shape (n_episodes, d)
         First states, as networks see them.
     weight : ndarray of shape (K, n_episodes)
@@ -160,15 +124,17 @@ def simulate(
 
     Notes
     -----
-    Members are deaf to each other: an episode belongs to one member from end to end. Candidates see the same first states and
-    noise. Terminations are not drawn: rewards count by the probability that the episode still runs.
+    An episode belongs to one member from end to end. All candidates see the same first states and noise, each in a batch of its
+    own: rounding depends on the shape of a batch, small differences grow along an episode, and no candidate shall depend on
+    which others are there. Terminations are not drawn: rewards count by the probability that the episode still runs.
     """
-    first = torch.as_tensor(_paired_starts(start, weight, plan), dtype=torch.float32, device=device)
-    simulation = _Simulation(trained, scaling, actors, first, plan, device)
-    for t in range(plan.n_steps):
-        if not simulation.step(t):
-            break
-    return simulation.results()
+    simulation = _Simulation(trained, scaling, actor, _paired_starts(start, weight, plan), plan, device)
+    with torch.no_grad():
+        for t in range(plan.n_steps):
+            if plan.gamma**t * float(simulation.alive.max()) <= LEAST_WEIGHT:
+                break
+            simulation.step(t)
+    return simulation.result()
 
 
 def _paired_starts(start: FloatArray, weight: FloatArray, plan: RolloutPlan) -> FloatArray:
@@ -177,141 +143,101 @@ def _paired_starts(start: FloatArray, weight: FloatArray, plan: RolloutPlan) -> 
 
 
 class _Simulation:
-    """The state of a simulation: K members, R episodes each, and the candidates that still run."""
+    """The state of a simulation: R episodes in each of K members."""
 
     def __init__(
         self,
         trained: TrainedModels,
         scaling: ModelScaling,
-        actors: Sequence[Actor],
-        first: torch.Tensor,
+        actor: Actor,
+        first: FloatArray,
         plan: RolloutPlan,
         device: torch.device,
     ) -> None:
-        self.scaling, self.actors, self.plan, self.device = scaling, list(actors), plan, device
-        self._trained = trained
-        self.shape = first.shape[:2]
-        self.states = first.expand(len(actors), *first.shape).contiguous()
-        self.tally = _Tally((len(actors), *self.shape), plan, scaling.n_states + scaling.n_actions, device)
-        self.errors: dict[int, Exception] = {}
-        self.network: MLP = trained.network
-        self.end_network: MLP | None = None
-        self.running = list(range(len(actors)))
+        self.scaling, self.actor, self.plan, self.device = scaling, actor, plan, device
+        self.network, self.end_network = trained.network, trained.end_network
+        self.states = self._move(first)
+        self.step_scale, self.input_scale = self._move(scaling.step), self._move(scaling.input_scale)
+        width = scaling.high - scaling.low
+        self.box = self._move(scaling.low - MARGIN * width), self._move(scaling.high + MARGIN * width)
+        margin = BORDER * width + 1e-3
+        self.border = self._move(scaling.low - margin), self._move(scaling.high + margin)
+        self.alive = torch.ones(first.shape[:2], device=device)
+        self.returns = torch.zeros(first.shape[:2], dtype=torch.float64, device=device)
+        self.sums = torch.zeros(4, dtype=torch.float64, device=device)
         self.noise = torch.Generator().manual_seed(derive_seed(plan.seed, "noise"))
-        self.low, self.high, self.border_low, self.border_high = _borders(scaling, device)
-        self._assemble()
+        self._choose_visits()
 
-    def _assemble(self) -> None:
-        """Put the members side by side, once for each candidate that runs."""
-        if self.running:
-            # The slices of a batched product do not know of each other, so that no candidate depends on the others.
-            times, trained = len(self.running), self._trained
-            self.network = _repeated(trained.network, times, self.device)
-            if trained.end_network is not None:
-                self.end_network = _repeated(trained.end_network, times, self.device)
+    def _move(self, array: FloatArray) -> torch.Tensor:
+        return torch.as_tensor(array, dtype=torch.float32, device=self.device)
 
-    def step(self, t: int) -> bool:
-        """Move all episodes one step; return whether any still run."""
-        self._drop(t)
-        actions = self._act()
-        if not self.running:
-            return False
-        of = torch.tensor(self.running, device=self.device)
-        states = self.states[of]
-        a, (k, r) = len(of), self.shape
-        parts = [states, actions] if self.scaling.horizon is None else [states, self._time(t, states), actions]
-        inputs = torch.cat(parts, dim=-1).view(a * k, r, -1)
-        with torch.no_grad():
-            heads = split(self.network(inputs, frozen=True), self.scaling)
-        self._earn(of, t, states, heads.reward.view(a, k, r))
-        self.tally.show(of, t, torch.cat([states, actions], dim=-1).flatten(1, 2))
+    def _choose_visits(self) -> None:
+        """Draw the step at which each episode shows its pair, by the discount, and whether it has ended by then."""
+        weight = self.plan.gamma ** np.arange(self.plan.n_steps)
+        rng = np.random.default_rng(derive_seed(self.plan.seed, "visits"))
+        u, self.chance = rng.random((2, *self.alive.shape))
+        drawn = np.searchsorted(np.cumsum(weight) / weight.sum(), u, side="right")
+        self.shown = np.minimum(drawn, self.plan.n_steps - 1)
+        self.visits: list[FloatArray] = []
+
+    def step(self, t: int) -> None:
+        """Move all episodes one step."""
+        states = self.states
+        actions = self.actor(states.flatten(0, 1)).view(*states.shape[:2], -1)
+        seen = states * self.input_scale
+        parts = [seen, actions] if self.scaling.horizon is None else [seen, self._time(t), actions]
+        heads = split(self.network(torch.cat(parts, dim=-1), frozen=True), self.scaling)
+        self._earn(t, heads.reward)
+        self._show(t, actions)
         if heads.end is not None:
-            self.tally.alive[of] *= torch.sigmoid(-heads.end.view(a, k, r))
-        log = None if heads.state_log is None else heads.state_log.view(*states.shape)
-        following = self._move(states, heads.state.view(*states.shape), log)
+            self.alive *= torch.sigmoid(-heads.end)
+        self.states = self._next(heads)
         if self.end_network is not None:
-            with torch.no_grad():
-                logit = self.end_network(following.view(a * k, r, -1), frozen=True)
-            self.tally.alive[of] *= torch.sigmoid(-logit.view(a, k, r))
-        self.states[of] = following
-        return True
+            self.alive *= torch.sigmoid(-self.end_network(self.states, frozen=True)[..., 0])
 
-    def _drop(self, t: int) -> None:
-        left = (self.plan.gamma**t * self.tally.alive.flatten(1).amax(dim=1)).tolist()
-        running = [c for c in self.running if left[c] > LEAST_WEIGHT]
-        if running != self.running:
-            self.running = running
-            self._assemble()
-
-    def _act(self) -> torch.Tensor:
-        """Return the actions of all candidates that run, (a, K, R, n_actions); those that fail run no more."""
-        found = {}
-        for c in self.running:
-            try:
-                found[c] = self.actors[c](self.states[c].reshape(-1, self.scaling.n_states)).view(*self.shape, -1)
-            except Exception as error:
-                self.errors[c] = error
-        if len(found) < len(self.running):
-            self.running = list(found)
-            self._assemble()
-        return torch.stack(list(found.values())) if found else torch.empty(0)
-
-    def _time(self, t: int, states: torch.Tensor) -> torch.Tensor:
+    def _time(self, t: int) -> torch.Tensor:
         assert self.scaling.horizon is not None
-        columns = torch.from_numpy(time_columns(np.array([t]), self.scaling.horizon)[0]).float()
-        return columns.to(self.device).expand(*states.shape[:-1], -1)
+        columns = self._move(time_columns(np.array([t]), self.scaling.horizon)[0])
+        return columns.expand(*self.states.shape[:2], -1)
 
-    def _earn(self, of: torch.Tensor, t: int, states: torch.Tensor, reward: torch.Tensor) -> None:
-        scaling = self.scaling
+    def _earn(self, t: int, reward: torch.Tensor) -> None:
+        scaling, weight = self.scaling, self.plan.gamma**t * self.alive.double()
         # Networks near the border are off by noise to both sides: cutting it on one would be a bias.
         slack = max(MARGIN * (scaling.reward_high - scaling.reward_low), MARGIN)
         inside = reward.clamp(scaling.reward_low - slack, scaling.reward_high + slack)
-        weight = self.plan.gamma**t * self.tally.alive[of]
-        self.tally.returns[of] += weight.double() * scaling.unit * (inside.double() + scaling.offset)
-        beyond = ((states < self.low) | (states > self.high)).any(dim=-1)
-        at_border = ((states <= self.border_low) | (states >= self.border_high)).any(dim=-1)
-        self.tally.add(of, weight, [beyond, at_border, inside != reward])
+        self.returns += weight * scaling.unit * (inside.double() + scaling.offset)
+        flags = [self._beyond(*self.box), self._beyond(*self.border, reach=True), inside != reward]
+        self.sums += torch.stack([weight.sum(), *((weight * flag).sum() for flag in flags)])
 
-    def _move(self, states: torch.Tensor, mean: torch.Tensor, raw: torch.Tensor | None) -> torch.Tensor:
-        k, r = self.shape
-        if raw is None:
-            u = torch.rand(k, r, 1, generator=self.noise).to(self.device)
-            cumulated = torch.softmax(mean, dim=-1).cumsum(dim=-1)
-            column = (u * cumulated[..., -1:] >= cumulated).sum(dim=-1).clamp_(max=mean.shape[-1] - 1)
-            return torch.nn.functional.one_hot(column, mean.shape[-1]).float()
-        noise = torch.randn(k, r, mean.shape[-1], generator=self.noise).to(self.device)
-        step = torch.as_tensor(self.scaling.step, dtype=torch.float32, device=self.device)
-        moved = states + step * (mean + torch.exp(0.5 * bounded(raw)) * noise)
-        return torch.minimum(torch.maximum(moved, self.border_low), self.border_high)
+    def _beyond(self, low: torch.Tensor, high: torch.Tensor, *, reach: bool = False) -> torch.Tensor:
+        """Return which states lie beyond a box, or (`reach`) on its border."""
+        states = self.states
+        out = (states <= low) | (states >= high) if reach else (states < low) | (states > high)
+        return out.any(dim=-1)
 
-    def results(self) -> list[CandidateRollouts | Exception]:
+    def _show(self, t: int, actions: torch.Tensor) -> None:
+        now = (self.shown == t) & (self.alive.cpu().numpy() > self.chance)
+        if now.any():
+            at = torch.from_numpy(now).to(self.device)
+            self.visits.append(torch.cat([self.states[at], actions[at]], dim=-1).cpu().double().numpy())
+
+    def _next(self, heads: Heads) -> torch.Tensor:
+        shape, d = self.states.shape[:2], self.scaling.n_states
+        if heads.state_log is None:
+            u = torch.rand(*shape, 1, generator=self.noise).to(self.device)
+            cumulated = torch.softmax(heads.state, dim=-1).cumsum(dim=-1)
+            column = (u * cumulated[..., -1:] >= cumulated).sum(dim=-1).clamp_(max=d - 1)
+            return torch.nn.functional.one_hot(column, d).float()
+        noise = torch.randn(*shape, d, generator=self.noise).to(self.device)
+        moved = self.states + self.step_scale * (heads.state + torch.exp(0.5 * bounded(heads.state_log)) * noise)
+        return torch.minimum(torch.maximum(moved, self.border[0]), self.border[1])
+
+    def result(self) -> CandidateRollouts:
         """Return what was seen."""
-        return [self.errors[c] if c in self.errors else self._result(c) for c in range(len(self.actors))]
-
-    def _result(self, c: int) -> CandidateRollouts:
-        tally = self.tally
-        total, *parts = tally.sums[:, c].tolist()
-        visits = tally.visits[c].cpu().double().numpy()
-        visits = visits[np.random.default_rng(derive_seed(self.plan.seed, "order of visits")).permutation(len(visits))]
-        visits = visits[np.isfinite(visits).all(axis=1)]
+        total, *parts = self.sums.tolist()
         outside, moved, cut = (part / total if total > 0 else 0.0 for part in parts)
-        returns = tally.returns[c].cpu().numpy()
-        return CandidateRollouts(returns, outside, moved, cut, float(tally.alive[c].mean()), visits[:N_VISITS])
-
-
-def _borders(scaling: ModelScaling, device: torch.device) -> tuple[torch.Tensor, ...]:
-    width = scaling.high - scaling.low
-    bounds = [
-        scaling.low - MARGIN * width,
-        scaling.high + MARGIN * width,
-        scaling.low - BORDER * width - 1e-3,
-        scaling.high + BORDER * width + 1e-3,
-    ]
-    return tuple(torch.as_tensor(bound, dtype=torch.float32, device=device) for bound in bounds)
-
-
-def _repeated(network: MLP, times: int, device: torch.device) -> MLP:
-    flat = network.parameters.flat.repeat(times, 1)
-    out = MLP(network.sizes, len(flat), layer_norm=network.layer_norm, device=device, trainable=False)
-    out.parameters.flat.copy_(flat)
-    return out
+        width = self.scaling.n_states + self.scaling.n_actions
+        visits = np.concatenate(self.visits) if self.visits else np.zeros((0, width))
+        order = np.random.default_rng(derive_seed(self.plan.seed, "order of visits")).permutation(len(visits))
+        alive = float(self.alive.mean())
+        return CandidateRollouts(self.returns.cpu().numpy(), outside, moved, cut, alive, visits[order][:N_VISITS])

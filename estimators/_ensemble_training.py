@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,11 @@ class TrainedModels:
     unsettled: float
     n_updates: FloatArray
     diverged: FloatArray
+
+    def on(self, device: torch.device) -> TrainedModels:
+        """Return the same with its networks on a device."""
+        end = None if self.end_network is None else self.end_network.copy(device=device)
+        return replace(self, network=self.network.copy(device=device), end_network=end)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ope.dataset import Rows
-from ope.estimators._linear_gaussian import LinearModel, LinearPolicy, Units
+from ope.estimators._linear_gaussian import LinearModel, Units
+from ope.estimators._linear_gaussian_values import LinearPolicy
 from ope.policy import Policy, probabilities
 from ope.validation import FloatArray, IntArray
 

@@ -14,12 +14,14 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimator import EXACT
 from ope.estimators import _linear_gaussian as linear
+from ope.estimators import _linear_gaussian_values as values
 from ope.estimators import _linear_rollouts as rollouts
 from ope.estimators import _model_verdicts as models
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._features import history_features, is_one_hot, richer_features
 from ope.estimators._importance import unlogged_mass
-from ope.estimators._linear_gaussian import LinearModel, LinearPolicy, LinearValue, Units, View
+from ope.estimators._linear_gaussian import LinearModel, Units, View
+from ope.estimators._linear_gaussian_values import LinearPolicy, LinearValue
 from ope.estimators._simulation import SimulatingEstimator
 from ope.estimators._specification import score_test
 from ope.inference.weights import resampling_weights
@@ -128,7 +130,7 @@ class LinearGaussianModel(SimulatingEstimator):
         fitted = self._fitted(data.select(order), weight[order])
         candidate = None
         if not data.discrete:
-            candidate = linear.linear_policy(policy, fitted.log.states, fitted.units)
+            candidate = values.linear_policy(policy, fitted.log.states, fitted.units)
         if candidate is None or fitted.ended:
             return self._simulate(data, policy, name, fitted, candidate)
         return self._solve(data, name, fitted, candidate, np.argsort(order))
@@ -148,11 +150,11 @@ class LinearGaussianModel(SimulatingEstimator):
         self, data: LoggedDataset, name: str, fitted: _Fitted, candidate: LinearPolicy, back: IntArray
     ) -> Estimate:
         gamma, model, weight = self._gamma, fitted.model, fitted.weight
-        found = linear.evaluate(model, candidate, fitted.sums.start / fitted.sums.n, gamma, fitted.horizon)
+        found = values.evaluate(model, candidate, fitted.sums.start / fitted.sums.n, gamma, fitted.horizon)
         psi, ratio = np.empty(len(weight)), []
         for seen, own in fitted:
-            terms = linear.row_terms(seen, model, found, fitted.sums.n)
-            psi[own] = linear.influence(seen, terms, found, weight[own])
+            terms = values.row_terms(seen, model, found, fitted.sums.n)
+            psi[own] = values.influence(seen, terms, found, weight[own])
             ratio.append(terms.ratio)
         psi[np.abs(psi) <= 1e-12 * abs(found.value)] = 0.0
         ess = models.visit_sample_size(
@@ -167,18 +169,7 @@ class LinearGaussianModel(SimulatingEstimator):
             "unsupported": _unsupported(model, found),
             **_specification(fitted, gamma, found),
         }
-        stationary = fitted.horizon is None
-        findings = [
-            verdicts.judge_finite(found.value, psi),
-            models.judge_radius(found.radius),
-            verdicts.judge_range(found.value, data, gamma, stationary, Level.REFUSE),
-            verdicts.judge_width(psi, data, gamma, stationary),
-            verdicts.judge_ess(ess, verdicts.THRESHOLDS.linear_ess, "ratios of visits"),
-            verdicts.judge_share(diagnostics["largest_share"], verdicts.THRESHOLDS.linear_share),
-            verdicts.judge_condition(model.condition),
-            verdicts.judge_unsupported(diagnostics["unsupported"]),
-            *_contradictions(diagnostics),
-        ]
+        findings = _closed_findings(data, psi, found, diagnostics, gamma, fitted.horizon is None)
         return self._result(
             data,
             name,
@@ -194,57 +185,60 @@ class LinearGaussianModel(SimulatingEstimator):
     def _simulate(
         self, data: LoggedDataset, policy: Policy, name: str, fitted: _Fitted, candidate: LinearPolicy | None
     ) -> Estimate:
-        gamma, seed = self._gamma, int(self.random_state)
-        question = self._question(policy, fitted, candidate)
-        weights = fitted.weight[None]
-        if self.n_bootstrap:
-            drawn = resampling_weights(fitted.log.episode_keys, int(self.n_bootstrap), seed=seed)
-            weights = np.vstack([weights, fitted.weight * drawn])
-        stack = _stack(fitted, weights, question)
-        start = fitted.units.states(fitted.log.states[fitted.log.offsets[:-1]])
-        with np.errstate(over="ignore", invalid="ignore"):
-            seen = rollouts.simulate(stack.part(1), start, weights[:1], question, int(self.n_rollouts), seed)
-            value, noise = float(seen.returns.mean()), rollouts.noise_of(seen.returns[0])
-            few = max(LEAST_ROLLOUTS, int(self.n_rollouts) // 10)
-            values = rollouts.simulate(stack, start, weights, question, few, seed).returns.mean(axis=1)
-            replicates = value + values[1:] - values[0]
-        finite = bool(np.isfinite(value) and np.isfinite(replicates).all())
-        spread = float(np.std(replicates, ddof=1)) if len(replicates) > 1 and finite else float("nan")
+        gamma, stationary = self._gamma, fitted.horizon is None
+        seen = self._roll_out(fitted, self._question(policy, fitted, candidate))
         diagnostics = {
             "method": "simulation",
-            "monte_carlo_error": noise,
+            "monte_carlo_error": seen.noise,
             "outside": seen.outside,
             "alive": seen.alive,
             "condition": fitted.model.condition,
             "truncated_share": verdicts.truncated_share(data),
             **_specification(fitted, gamma, None),
         }
-        stationary = fitted.horizon is None
-        noisy, widening = models.judge_noise(noise, spread, "n_rollouts=")
+        noisy, widening = models.judge_noise(seen.noise, seen.spread, "n_rollouts=")
         findings = [
-            _judge_simulated(finite),
-            verdicts.judge_range(value, data, gamma, stationary, Level.REFUSE),
-            models.judge_replicates(len(replicates)),
+            _judge_simulated(seen.finite),
+            verdicts.judge_range(seen.value, data, gamma, stationary, Level.REFUSE),
+            models.judge_replicates(len(seen.replicates)),
             models.judge_few(data.n_episodes),
-            models.judge_spread(spread, data, gamma, stationary),
+            models.judge_spread(seen.spread, data, gamma, stationary),
             noisy,
             models.judge_alive(seen.alive, stationary and gamma == 1.0),
             models.judge_outside(seen.outside),
             *_contradictions(diagnostics),
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]
-        resample_id = f"{data.data_id}-bayesian-{seed}-{self.n_bootstrap}"
+        resampled = seen.finite and len(seen.replicates) > 0
         return self._result(
             data,
             name,
-            value=value,
-            replicates=replicates if len(replicates) and finite else None,
-            resample_id=resample_id if len(replicates) and finite else None,
+            value=seen.value,
+            replicates=seen.replicates if resampled else None,
+            resample_id=f"{data.data_id}-bayesian-{self.random_state}-{self.n_bootstrap}" if resampled else None,
             widening=widening,
             horizon=fitted.horizon,
             diagnostics=diagnostics,
             verdict=Verdict.of(findings),
         )
+
+    def _roll_out(self, fitted: _Fitted, question: rollouts.Question) -> _Simulated:
+        """Simulate the model at length, and beside it, with fewer episodes, models of resampled episodes."""
+        seed, n_rollouts, weights = int(self.random_state), int(self.n_rollouts), fitted.weight[None]
+        if self.n_bootstrap:
+            drawn = resampling_weights(fitted.log.episode_keys, int(self.n_bootstrap), seed=seed)
+            weights = np.vstack([weights, fitted.weight * drawn])
+        stack = _stack(fitted, weights, question)
+        start = fitted.units.states(fitted.log.states[fitted.log.offsets[:-1]])
+        with np.errstate(over="ignore", invalid="ignore"):
+            seen = rollouts.simulate(stack.part(1), start, weights[:1], question, n_rollouts, seed)
+            value, noise = float(seen.returns.mean()), rollouts.noise_of(seen.returns[0])
+            few = max(LEAST_ROLLOUTS, n_rollouts // 10)
+            means = rollouts.simulate(stack, start, weights, question, few, seed).returns.mean(axis=1)
+            replicates = value + means[1:] - means[0]
+            finite = bool(np.isfinite(value) and np.isfinite(replicates).all())
+            spread = float(np.std(replicates, ddof=1)) if len(replicates) > 1 and finite else float("nan")
+        return _Simulated(value, noise, replicates, spread, finite, seen.outside, seen.alive)
 
     def _question(self, policy: Policy, fitted: _Fitted, candidate: LinearPolicy | None) -> rollouts.Question:
         log, units = fitted.log, fitted.units
@@ -257,6 +251,19 @@ class LinearGaussianModel(SimulatingEstimator):
         )
         n_steps = rollouts.rollout_steps(self._gamma, fitted.horizon, int(log.lengths.max()))
         return rollouts.Question(act, units, self._gamma, n_steps, low - margin, high + margin, fitted.by_step)
+
+
+@dataclass(frozen=True, eq=False)
+class _Simulated:
+    """What simulation says: the value and its Monte Carlo error, replicates and their spread, whether all are finite."""
+
+    value: float
+    noise: float
+    replicates: FloatArray
+    spread: float
+    finite: bool
+    outside: float
+    alive: float
 
 
 # -------------------------------------------------------------------- the fitted log
@@ -335,9 +342,9 @@ def _specification(fitted: _Fitted, gamma: float, found: LinearValue | None) -> 
     block = next(fitted.log.blocks())
     closed = found is not None and np.isfinite(found.value)
     errors = (
-        linear.value_errors(seen, fitted.model, found, gamma)
+        values.value_errors(seen, fitted.model, found, gamma)
         if closed and found is not None
-        else linear.plain_errors(seen, fitted.model)
+        else values.plain_errors(seen, fitted.model)
     )
     weighted = np.repeat(fitted.weight[own], block.lengths)[:, None] * errors
 
@@ -354,6 +361,29 @@ def _specification(fitted: _Fitted, gamma: float, found: LinearValue | None) -> 
         "features_p": p_value(richer_features(block)),
         "homogeneous_p": p_value(np.stack([share, share**2], axis=1)) if fitted.pooled else 1.0,
     }
+
+
+def _closed_findings(
+    data: LoggedDataset,
+    psi: FloatArray,
+    found: LinearValue,
+    diagnostics: Mapping[str, Any],
+    gamma: float,
+    stationary: bool,
+) -> list[verdicts.Finding]:
+    """Judge a closed form."""
+    limits = verdicts.THRESHOLDS
+    return [
+        verdicts.judge_finite(found.value, psi),
+        models.judge_radius(found.radius),
+        verdicts.judge_range(found.value, data, gamma, stationary, Level.REFUSE),
+        verdicts.judge_width(psi, data, gamma, stationary),
+        verdicts.judge_ess(diagnostics["ess"], limits.linear_ess, "ratios of visits"),
+        verdicts.judge_share(diagnostics["largest_share"], limits.linear_share),
+        verdicts.judge_condition(diagnostics["condition"]),
+        verdicts.judge_unsupported(diagnostics["unsupported"]),
+        *_contradictions(diagnostics),
+    ]
 
 
 def _contradictions(diagnostics: Mapping[str, Any]) -> list[verdicts.Finding]:

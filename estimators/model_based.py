@@ -15,6 +15,7 @@ from ope.estimate import Estimate
 from ope.estimator import _with_overlap
 from ope.estimators import _model_verdicts as models
 from ope.estimators import _tabular as tabular
+from ope.estimators import _tabular_values as values
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._features import history_features, unfitted
 from ope.estimators._importance import unlogged_mass
@@ -183,7 +184,7 @@ class ModelBased(QEstimator):
         """Fit the model and return the Q function of the candidate in it."""
         counted = self._count(data, episode_weight)
         pi, _ = tabular.policy_table(data, policy, counted.coded, episode_weight)
-        solution = tabular.solve(counted.model, pi, self._gamma, counted.horizon)
+        solution = values.solve(counted.model, pi, self._gamma, counted.horizon)
         model = counted.model
         q = np.zeros((len(solution.stages), counted.coded.n_states, counted.coded.n_actions))
         for t, stage in enumerate(solution.stages):
@@ -196,10 +197,10 @@ class ModelBased(QEstimator):
         """Return the influence of the counts on mean(c_i Vhat(s_T)), shape (n_episodes,)."""
         counted = self._count(data, episode_weight)
         pi, _ = tabular.policy_table(data, policy, counted.coded, episode_weight)
-        solution = tabular.solve(counted.model, pi, self._gamma, counted.horizon)
-        load = tabular.final_load(counted.coded, counted.horizon, episode_weight * coefficient)
-        after = tabular.entered(counted.model, pi, self._gamma, solution, load)
-        terms = tabular.row_terms(counted.model, after, counted.coded.rewards, self._gamma, 1.0)
+        solution = values.solve(counted.model, pi, self._gamma, counted.horizon)
+        load = values.final_load(counted.coded, counted.horizon, episode_weight * coefficient)
+        after = values.entered(counted.model, pi, self._gamma, solution, load)
+        terms = values.row_terms(counted.model, after, counted.coded.rewards, self._gamma, 1.0)
         psi = episode_weight * ragged.segment_sum(terms.errors, counted.coded.offsets)
         return np.asarray(psi - episode_weight * psi.mean())
 
@@ -222,9 +223,9 @@ class ModelBased(QEstimator):
     ) -> Estimate:
         coded, model, gamma = counted.coded, counted.model, self._gamma
         pi, varying = tabular.policy_table(data, policy, coded, weight)
-        solution = tabular.solve(model, pi, gamma, counted.horizon)
-        terms = tabular.row_terms(model, solution, coded.rewards, gamma, float(weight.sum()))
-        psi = tabular.influence(coded, solution, terms, weight)
+        solution = values.solve(model, pi, gamma, counted.horizon)
+        terms = values.row_terms(model, solution, coded.rewards, gamma, float(weight.sum()))
+        psi = values.influence(coded, solution, terms, weight)
         psi[np.abs(psi) <= 1e-12 * abs(solution.value)] = 0.0
         diagnostics = {
             "ess": models.visit_sample_size(terms.ratio, coded.rewards, coded.offsets, weight, len(model.slots) > 2),
@@ -274,7 +275,7 @@ def _verb(features: Any) -> str:
 
 
 def _specification(
-    data: LoggedDataset, counted: _Counted, solution: tabular.TabularSolution, gamma: float, weight: FloatArray
+    data: LoggedDataset, counted: _Counted, solution: values.TabularSolution, gamma: float, weight: FloatArray
 ) -> dict[str, float]:
     """Return the p-values of the hypotheses that errors are unrelated to the past, and to the step."""
     if not np.isfinite(solution.value):
@@ -282,10 +283,10 @@ def _specification(
     # One block decides whether the model is contradicted; more would not be more convincing.
     block = next(data.blocks())
     m, row_weight = block.n_transitions, np.repeat(weight, data.lengths)
-    errors = (row_weight * tabular.plain_errors(counted.model, counted.coded, solution, gamma))[:m]
+    errors = (row_weight * values.plain_errors(counted.model, counted.coded, solution, gamma))[:m]
 
     def p_value(h: FloatArray) -> float:
-        scores = tabular.centred(h, counted.model, row_weight) * errors[:, None]
+        scores = values.centred(h, counted.model, row_weight) * errors[:, None]
         return score_test(ragged.segment_sum(scores, block.offsets))
 
     by_step = 1.0

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from ope.estimators._ensemble_fit import Configuration, EnsembleFit
 
 REMEDY_UPDATES = "1000 is a first look, 3000 the default"
+SHOWN = (
+    "outside", "moved", "cut", "novelty", "alive", "unsettled", "diverged", "n_updates", "held_out", "n_steps",
+)  # fmt: skip
 # Of the variance between members, what is left at least when the noise of their rollouts is taken out.
 LEAST_SHARE = 0.25
 
@@ -222,16 +225,7 @@ class ModelEnsemble(SimulatingEstimator):
             "member_spread": spread,
             "monte_carlo_error": noise,
             "monte_carlo_share": share,
-            "outside": fit.outside,
-            "moved": fit.moved,
-            "cut": fit.cut,
-            "novelty": fit.novelty,
-            "alive": fit.alive,
-            "unsettled": fit.unsettled,
-            "diverged": fit.diverged,
-            "n_updates": fit.n_updates,
-            "held_out": fit.held_out,
-            "n_steps": fit.n_steps,
+            **{name: getattr(fit, name) for name in SHOWN},
             "truncated_share": verdicts.truncated_share(data),
         }
         findings = [

@@ -12,9 +12,11 @@ from typing import Any
 OWNER = "citation"
 
 ESTIMATORS: Mapping[str, tuple[str, ...]] = {
+    "BellmanCalibrated": ("laan2025semiparametric", "laan2025bellman"),
     "COPTD": ("hallak2017consistent", "gelada2019off"),
     "CoinDICE": ("dai2020coindice", "owen2001empirical"),
     "ControlVariateIS": ("owen2000safe", "thomas2016data"),
+    "DefaultEstimator": ("lagoudakis2003least", "owen2000safe", "hao2021bootstrapping"),
     "DICE": ("yang2020regularized", "nachum2019dualdice", "zhang2020gendice", "nachum2019algaedice"),
     "DoubleReinforcementLearning": (
         "kallus2020double",
@@ -46,6 +48,7 @@ ESTIMATORS: Mapping[str, tuple[str, ...]] = {
     "ModelEnsemble": ("chua2018deep", "zhang2021autoregressive", "seitzer2022pitfalls"),
     "NeuralFittedQEvaluation": ("kallus2020double", "hao2021bootstrapping", "yue2023understanding"),
     "PerDecisionIS": ("precup2000eligibility",),
+    "StackedQ": ("lagoudakis2003least", "breiman1996stacked"),
     "StateMarginalIS": ("liu2018breaking", "xie2019towards"),
     "TrajectoryIS": ("precup2000eligibility",),
     "WeightedIS": ("precup2000eligibility",),

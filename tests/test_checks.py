@@ -141,6 +141,15 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     ],
     "ModelEnsemble": [TINY_ENSEMBLE, {**TINY_ENSEMBLE, "homogeneous": True}, {**TINY_ENSEMBLE, "stationary": True}],
     "NeuralFittedQEvaluation": [TINY_NETWORKS, {**TINY_NETWORKS, "stationary": True, "n_bootstrap": 1, "n_folds": 3}],
+    "BellmanCalibrated": [
+        {"min_episodes": 3},
+        {"min_episodes": 5, "q": LSTDQ(features="identity", stationary=True), "n_bins": 4, "n_folds": 3},
+        {"min_episodes": 3, "q": FittedQEvaluation(regressor=TREE, max_iter=2), "gamma": 1.0},
+    ],
+    "StackedQ": [
+        {"n_folds": 2, "q": [LSTDQ(), LSTDQ(features="identity", ridge=1.0)]},
+        {"n_folds": 2, "q": [LSTDQ(stationary=True), FittedQEvaluation(regressor=TREE, max_iter=2, stationary=True)]},
+    ],
     "DoublyRobust": [
         {"n_folds": 2},
         {"n_folds": 2, "weighted": True, "gamma": 1.0},

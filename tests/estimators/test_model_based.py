@@ -25,7 +25,7 @@ from sklearn.cluster import KMeans
 from sklearn.preprocessing import KBinsDiscretizer
 
 from ope import Estimate, Level, LoggedDataset
-from ope.estimators import LSTDQ, DoublyRobust, ModelBased, _tabular
+from ope.estimators import LSTDQ, DoublyRobust, ModelBased, _tabular_values
 from ope.estimators._model_verdicts import visit_sample_size
 from ope.policies import ColumnPolicy, TabularPolicy
 from ope.problems import ModelFail, ModelWin, RandomMDP, RiverSwim, TabularProblem
@@ -128,7 +128,7 @@ def test_integer_weights_are_repeated_episodes() -> None:
 def test_many_states_are_solved_without_dense_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
     case = sampled(RandomMDP(6, 3, terminals=1, random_state=0), 80)
     dense = fit(case)
-    monkeypatch.setattr(_tabular, "DENSE", 1)
+    monkeypatch.setattr(_tabular_values, "DENSE", 1)
     sparse = fit(case)
     assert sparse.value == pytest.approx(dense.value, abs=1e-12)
     np.testing.assert_allclose(influence_of(sparse), influence_of(dense), atol=1e-10)
@@ -159,7 +159,7 @@ def test_infinite_data_give_the_exact_value_of_the_horizon(homogeneous: bool) ->
 
 
 def test_a_truncation_is_no_end() -> None:
-    problem = RandomMDP(3, 2, terminals=1, random_state=2)
+    problem = RandomMDP(3, 2, terminals=1, random_state=6)
     log, weight = exact_log(problem, 4, "truncated")
     policy = TabularPolicy(problem.target)
     found = ModelBased(gamma=0.9).fit(log, policy, weight).estimate()
