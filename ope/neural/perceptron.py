@@ -66,7 +66,7 @@ class Perceptron:
     def _is_worth_blocks(self, x: torch.Tensor) -> bool:
         if self.layer_norm or x.device.type != "cpu" or torch.compiler.is_compiling() or _is_tracing():
             return False
-        return len(x) == 1 or x.shape[1] * self.largest >= WORTH_A_CALL
+        return x.shape[1] * self.largest >= WORTH_A_CALL
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last hidden layer by batched products, differentiable as often as one likes."""

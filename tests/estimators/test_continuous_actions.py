@@ -12,6 +12,7 @@ from sklearn.linear_model import LinearRegression
 
 import ope.estimators
 from ope import Estimate, Level, LoggedDataset, Policy
+from ope.estimators import LSTDQ
 from ope.policies import FunctionPolicy, GaussianPolicy
 from ope.problems import LinearGaussian, ScalarLQR
 
@@ -21,17 +22,22 @@ TARGETS = {"gaussian": LinearGaussian(GAIN, 0.3), "deterministic": LinearGaussia
 # No importance weights: these must answer for both candidates.
 MARGINAL = {
     "LSTDQ", "MarginalizedIS", "DICE", "GradientDICE", "CoinDICE", "MinimaxWeightLearning", "MinimaxQLearning",
-    "DoubleReinforcementLearning", "FittedQEvaluation",
+    "DoubleReinforcementLearning", "FittedQEvaluation", "BellmanCalibrated", "DefaultEstimator", "LinearGaussianModel", "StackedQ",
 }  # fmt: skip
 DOUBLY_ROBUST = {"DoublyRobust", "EfficientDoublyRobust", "MAGIC"}
 WEIGHTED = {
     "ImportanceSampling", "PerDecisionIS", "TrajectoryIS", "WeightedIS", "IncrementalIS", "ControlVariateIS", "LSTD",
     "StateMarginalIS", "COPTD",
 }  # fmt: skip
-ELSEWHERE = {"NeuralFittedQEvaluation": "test_neural_fqe.py"}
+ELSEWHERE = {
+    "NeuralFittedQEvaluation": "test_neural_fqe.py",
+    "ModelBased": "test_model_based.py, for tables",
+    "ModelEnsemble": "test_model_ensemble.py",
+}
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "FittedQEvaluation": {"regressor": LinearRegression(fit_intercept=False), "features": "auto", "n_bootstrap": 20},
     "DICE": {"positive": False},
+    "StackedQ": {"q": [LSTDQ(), LSTDQ(ridge=1.0)], "n_folds": 2},
     "MAGIC": {"n_bootstrap": 50},
 }
 
