@@ -203,7 +203,9 @@ seeds, their number in brackets; each policy plays 10 episodes from the same sta
 Gaussian policies; actions are clipped to the range. `benchmarks/learners/study.py` makes this page from a file for each run in
 `benchmarks/results/learners`. Both libraries have the same networks, learning rates, batches, numbers of updates and
 of sampled actions; the seeds are paired by number only, their random streams differ. d3rlpy leaves out the last transition of a
-truncated episode; its behaviour cloning is deterministic with a squared loss, ours a Gaussian whose mean acts.
+truncated episode, and its BCQ decodes without tanh; its behaviour cloning is deterministic with a squared loss, ours a Gaussian whose mean acts.
+
+The study is under way: five seeds of each are planned, and a difference from one seed says nothing.
 """
 
 
