@@ -25,6 +25,9 @@ class ModelThresholds:
 
     Parameters
     ----------
+    pooled_ess : float
+        Effective number of episodes behind counts of all steps together: with fewer the log may lack what is rare without any sign
+        (RiverSwim of 10 steps, 32 episodes: half of the logs that nothing else tells never show the reward).
     homogeneous : float
         p-value under which errors of a model of all steps together depend on the step.
     noise : float
@@ -45,6 +48,7 @@ class ModelThresholds:
         Fewest episodes whose resamples say how far members differ.
     """
 
+    pooled_ess: float = 40.0
     homogeneous: float = 0.001
     noise: float = 0.1
     spread: float = 0.1
@@ -264,10 +268,11 @@ def ensemble_findings(diagnostics: dict[str, Any]) -> list[Finding]:
     ]
 
 
-def tabular_findings(diagnostics: dict[str, Any]) -> list[Finding]:
+def tabular_findings(diagnostics: dict[str, Any], pooled: bool) -> list[Finding]:
     """Judge a tabular model from its diagnostics."""
+    enough = THRESHOLDS.pooled_ess if pooled else verdicts.THRESHOLDS.linear_ess
     return [
-        verdicts.judge_ess(diagnostics["ess"], verdicts.THRESHOLDS.linear_ess, "ratios of visits"),
+        verdicts.judge_ess(diagnostics["ess"], enough, "ratios of visits"),
         verdicts.judge_share(diagnostics["largest_share"], verdicts.THRESHOLDS.linear_share),
         verdicts.judge_condition(diagnostics["condition"]),
         judge_past(diagnostics["specification_p"]),

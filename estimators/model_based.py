@@ -243,7 +243,7 @@ class ModelBased(QEstimator):
             verdicts.judge_finite(solution.value, psi),
             verdicts.judge_range(solution.value, data, gamma, counted.horizon is None, Level.REFUSE),
             verdicts.judge_width(psi, data, gamma, counted.horizon is None),
-            *models.tabular_findings(diagnostics),
+            *models.tabular_findings(diagnostics, counted.pooled),
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]
         return self._result(

@@ -23,7 +23,7 @@ from ope.verdict import Level, Verdict
 if TYPE_CHECKING:
     from ope.estimators._ensemble_fit import Configuration, EnsembleFit
 
-REMEDY_UPDATES = "1000 is a first look, 3000 the default"
+REMEDY_UPDATES = "1000 is a first look, 4000 the default"
 SHOWN = (
     "outside", "moved", "cut", "novelty", "alive", "unsettled", "diverged", "n_updates", "held_out", "n_steps",
 )  # fmt: skip
@@ -73,15 +73,17 @@ class ModelEnsemble(SimulatingEstimator):
     the variance to the power of one half [3]_) on Poisson(1) resamples of the episodes, by hashes of their identifiers; each
     member keeps the network at which the likelihood of the episodes that it left out was highest.
 
-    All members, candidates and first states are rolled out in one batch, an episode in one member from end to end, the same
-    first states and noise for all candidates. Ends are not drawn: rewards count by the probability that the episode still runs.
+    A candidate is rolled out in all members and from all first states as one batch, an episode in one member from end to end;
+    all candidates see the same networks, first states and noise, and none depends on the others. Ends are not drawn: rewards
+    count by the probability that the episode still runs. Where the states in which episodes ended were recorded
+    (``next_states=``), a network of its own learns which states end an episode, else the end follows from state and action.
     States beyond the logged ones by more than their range are moved back to that border, rewards beyond the logged ones by a
     tenth of theirs are cut there, and both are counted. Without a horizon an episode has as many steps as carry all but 1e-4 of the discount.
 
     The value is the mean of the members. `replicates` are their values, with the noise of their rollouts taken out of the
     variance (down to a quarter of it). They know the noise of the log and the chance of training, not what all members have in
     common: the verdict asks in addition whether they disagree, whether simulated episodes go where nothing was logged, and
-    whether the likelihood had stopped rising.
+    whether members had stopped learning.
 
     References
     ----------
@@ -108,7 +110,7 @@ class ModelEnsemble(SimulatingEstimator):
         gamma: float | None = None,
         hidden: Sequence[int] = (128, 128),
         n_members: int = 40,
-        n_updates: int = 3000,
+        n_updates: int = 4000,
         batch_size: int = 256,
         learning_rate: float = 5e-3,
         n_rollouts: int = 64,
