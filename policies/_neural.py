@@ -289,7 +289,7 @@ def _describe(
         kept = seed if states is None else int(states[k].run["seed"])
         run = describe_run(owner, settings, data, kept, scheduled=learner.scheduled)
         if states is not None:
-            check_run(owner, states[k].run, run, states[k].done, learner.n_updates)
+            check_run(owner, states[k].run, run, states[k].done, learner.n_updates, type(learner)()._settings())
         runs.append(run)
     return runs
 

@@ -45,6 +45,11 @@ class Origin:
     # Episodes that transitions were drawn from, where the learner does not take all.
     n_episodes_used: int | None = None
 
+    @property
+    def discrete(self) -> bool:
+        """Whether actions are discrete."""
+        return self.action_labels is not None
+
     @classmethod
     def of(
         cls,
@@ -145,8 +150,12 @@ def describe_run(
     A `scheduled` run has learning rates that depend on its planned length: that may not change.
     """
     free = ADJUSTABLE - {"n_updates"} if scheduled else ADJUSTABLE
-    settings = {name: json.dumps(value, default=repr) for name, value in params.items() if name not in free}
+    settings = _as_json({name: value for name, value in params.items() if name not in free})
     return {"class": owner, "settings": settings, "data": fingerprint(data), "seed": seed}
+
+
+def _as_json(settings: Mapping[str, Any]) -> dict[str, str]:
+    return {name: json.dumps(value, default=repr) for name, value in settings.items()}
 
 
 def fingerprint(data: LoggedDataset) -> str:
@@ -161,8 +170,18 @@ def fingerprint(data: LoggedDataset) -> str:
     return digest.hexdigest()
 
 
-def check_run(owner: str, kept: Mapping[str, Any], now: Mapping[str, Any], done: int, n_updates: int) -> None:
-    """Raise a ValueError unless a kept run can go on with these settings and this log."""
+def check_run(
+    owner: str,
+    kept: Mapping[str, Any],
+    now: Mapping[str, Any],
+    done: int,
+    n_updates: int,
+    defaults: Mapping[str, Any],
+) -> None:
+    """Raise a ValueError unless a kept run can go on with these settings and this log.
+
+    A setting that the run does not name is younger than its file, and had its default.
+    """
     if kept["class"] != now["class"]:
         raise ValueError(
             f"{owner}.resume: the run must be one of {owner}, got one of {kept['class']}; resume with that class."
@@ -171,9 +190,10 @@ def check_run(owner: str, kept: Mapping[str, Any], now: Mapping[str, Any], done:
         raise ValueError(
             f"{owner}.resume: `data` must be the log of the run, got another one; pass the same log, or call fit."
         )
-    changed = sorted(name for name in now["settings"] if kept["settings"].get(name) != now["settings"][name])
+    before = {**_as_json({name: defaults[name] for name in now["settings"]}), **kept["settings"]}
+    changed = sorted(name for name in now["settings"] if before[name] != now["settings"][name])
     if changed:
-        pairs = ", ".join(f"{name}={kept['settings'].get(name)}" for name in changed)
+        pairs = ", ".join(f"{name}={before[name]}" for name in changed)
         raise ValueError(f"{owner}.resume: settings must be those of the run ({pairs}); set them back, or call fit.")
     if n_updates < done:
         raise ValueError(

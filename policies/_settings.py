@@ -90,7 +90,8 @@ class Choice:
     def check(self, owner: str, name: str, value: Any) -> None:
         """Raise a ValueError that says what is wrong with `value`."""
         if not isinstance(value, str) or value not in self.options:
-            options = " or ".join(repr(option) for option in self.options)
+            *others, last = map(repr, self.options)
+            options = f"{', '.join(others)} or {last}"
             raise ValueError(f"{owner}: `{name}` must be {options}, got {value!r}; pass one of them.")
 
 

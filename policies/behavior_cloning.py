@@ -1,4 +1,4 @@
-"""`BehaviorCloning`: the policy that generated the log, estimated by maximum likelihood."""
+"""`BehaviorCloning`: the policy that generated the log, estimated by maximum likelihood or least squares."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ope.neural.networks import MLP
 from ope.neural.optimizer import FlatAdam
 from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch, Standardizer, Transitions
-from ope.policies._distributions import MixtureNormal, Normal
+from ope.policies._distributions import MixtureNormal, Normal, Point
 from ope.policies._losses import masked_log_softmax, normal_log_prob
 from ope.policies._neural import NeuralLearner
 from ope.policies._runs import LearnerEvent
@@ -27,7 +27,9 @@ from ope.validation import FloatArray
 
 if TYPE_CHECKING:
     from ope.dataset import LoggedDataset
+    from ope.policies._bounds import ActionBounds
     from ope.policies._distributions import ActionDistribution
+    from ope.policies._runs import Origin
 
 LOG_STD_RANGE = (-5.0, 2.0)
 ROUNDING = 1e-9
@@ -77,6 +79,11 @@ def n_components_of(width: int, n_actions: int) -> int:
     return width // (1 + 2 * n_actions)
 
 
+def is_deterministic(width: int, data: Transitions | Origin) -> bool:
+    """Return whether an output of this width is one action: a normal or a mixture takes more than a number a dimension."""
+    return not data.discrete and width == data.n_actions
+
+
 def mixture_log_prob(
     actions: torch.Tensor, log_weights: torch.Tensor, mean: torch.Tensor, log_std: torch.Tensor
 ) -> torch.Tensor:
@@ -112,7 +119,7 @@ def top_weights(returns: FloatArray, share: float) -> FloatArray:
 
 
 class CloningStep(TrainingStep):
-    """Maximum likelihood for K models.
+    """Maximum likelihood, or least squares, for K models.
 
     Parameters
     ----------
@@ -136,8 +143,10 @@ class CloningStep(TrainingStep):
         self.optimizers = {"policy": self.optimizer}
 
     def losses(self, batch: Batch) -> Tensors:
-        """Return the mean negative log likelihood, (K,)."""
+        """Return the mean negative log likelihood, or the mean square of tanh(output) - a of a deterministic policy, (K,)."""
         output = self.policy(batch.states)
+        if is_deterministic(output.shape[-1], batch.transitions):
+            return {"loss": (torch.tanh(output) - batch.actions).square().mean(dim=(1, 2))}
         log_prob = self._discrete(output, batch) if batch.transitions.discrete else self._continuous(output, batch)
         return {"loss": -log_prob.mean(dim=1)}
 
@@ -163,21 +172,25 @@ class CloningStep(TrainingStep):
 class BehaviorCloning(NeuralLearner):
     """Imitate the policy that generated the log, by maximum likelihood.
 
-    Discrete actions get a softmax, continuous ones a diagonal Gaussian whose mean and standard deviation depend on the
-    state, or a mixture of such. Use it to estimate the behaviour, as the baseline that a learner must beat, and with
+    Discrete actions get a softmax; continuous ones a diagonal Gaussian whose mean and standard deviation depend on the
+    state, a mixture of such, or, by least squares, one action a state. Use it to estimate the behaviour, as the baseline that a learner must beat, and with
     `top_share` as the simplest learner of all: imitation of the best episodes.
 
     Parameters
     ----------
-    form : {"gaussian", "mixture"}
+    form : {"gaussian", "mixture", "deterministic"}
         Of the policy of continuous actions. A mixture density network fits a behaviour with several modes, to which a
-        Gaussian assigns the actions between them.
+        Gaussian assigns the actions between them. "deterministic" fits the mean action alone: it has no density, so that
+        importance weights cannot use it, and states where the behaviour hardly varies count no more than others.
     n_components : int
         Of the mixture.
     top_share : float or None
         Share of the episodes, those with the highest undiscounted returns, whose transitions are imitated; None takes all.
         0.1 is the "10 % BC" of the literature. It compares episodes as wholes: with starts of unequal promise, or ends
         that cut some short, it prefers the lucky ones.
+    action_bounds : (low, high) or None
+        Of the deterministic form: the range of the actions, numbers or a tuple of them for each; None is the smallest and
+        largest logged action.
     hidden : tuple of int
         Widths of the hidden layers.
     n_updates : int
@@ -212,7 +225,7 @@ class BehaviorCloning(NeuralLearner):
 
     Notes
     -----
-    Minimises the mean of -log pi(a|s). Masked actions have probability 0. Continuous actions are standardised by their
+    Minimises the mean of -log pi(a|s), or, deterministic, of (tanh(f(s)) - a)^2 with the range of the actions as [-1, 1]. Masked actions have probability 0. Continuous actions are standardised by their
     mean and standard deviation for training, and the density is that of the original unit; in the standardised unit the
     log standard deviation lies in [-5, 2]. A mixture has pi(a|s) = sum_c w_c(s) N(a; mu_c(s), sigma_c(s)); `predict` is
     its mean, which may lie between its modes. An update with a batch of 256 is some 3.5 products of 256^3.
@@ -235,7 +248,7 @@ class BehaviorCloning(NeuralLearner):
 
     rules: ClassVar[Mapping[str, Rule]] = {
         **NeuralLearner.rules,
-        "form": Choice(("gaussian", "mixture")),
+        "form": Choice(("gaussian", "mixture", "deterministic")),
         "n_components": COUNT,
         "top_share": Number(0, 1, open_low=True, or_none=True),
         "weight_decay": NONNEGATIVE,
@@ -249,6 +262,7 @@ class BehaviorCloning(NeuralLearner):
         form: str = "gaussian",
         n_components: int = 5,
         top_share: float | None = None,
+        action_bounds: ActionBounds | None = None,
         hidden: tuple[int, ...] = (256, 256),
         n_updates: int = 5_000,
         batch_size: int = 256,
@@ -267,6 +281,7 @@ class BehaviorCloning(NeuralLearner):
         self.form = form
         self.n_components = n_components
         self.top_share = top_share
+        self.action_bounds = action_bounds
         self.hidden = hidden
         self.n_updates = n_updates
         self.batch_size = batch_size
@@ -282,8 +297,19 @@ class BehaviorCloning(NeuralLearner):
         self.callbacks = callbacks
         self.n_threads = n_threads
 
-    def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
-        return False
+    def _check_together(self) -> None:
+        if self.action_bounds is not None and self.form != "deterministic":
+            raise ValueError(
+                f"BehaviorCloning: `action_bounds` must be None with form={self.form!r}, whose density has no bounds, got "
+                f"{self.action_bounds!r}; leave it out, or choose form='deterministic'."
+            )
+
+    # What the network's output means, its width tells: parameters may have been set anew since the fit.
+    def _width(self) -> int:
+        return int(self.networks_["policy"].sizes[-1])
+
+    def _acts_surely(self, discrete: bool) -> bool:
+        return not discrete and is_deterministic(self._width(), self.origin_)
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:
@@ -293,7 +319,7 @@ class BehaviorCloning(NeuralLearner):
         return CloningStep(sizes, seeds, settings, data.rewards.device)
 
     def _n_outputs(self, data: Transitions) -> int:
-        if data.discrete:
+        if data.discrete or self.form == "deterministic":
             return data.n_actions
         return self.n_components * (1 + 2 * data.n_actions) if self.form == "mixture" else 2 * data.n_actions
 
@@ -311,6 +337,8 @@ class BehaviorCloning(NeuralLearner):
     def _action_standardizer(self, data: LoggedDataset) -> Standardizer | None:
         if data.discrete:
             return None
+        if self.form == "deterministic":
+            return super()._action_standardizer(data)
         scale = data.actions.std(axis=0, dtype=np.float64)
         # A constant column keeps its unit: its density is then as narrow as the bound on the standard deviation.
         return Standardizer(data.actions.mean(axis=0, dtype=np.float64), np.where(scale > 0, scale, 1.0))
@@ -319,8 +347,9 @@ class BehaviorCloning(NeuralLearner):
         return masked_log_softmax(self.networks_["policy"](states)[0].double(), mask).exp()
 
     def _distribution(self, states: FloatArray) -> ActionDistribution:
-        # What the network's output means, its width tells: parameters may have been set anew since the fit.
-        if n_components_of(self.networks_["policy"].sizes[-1], self.origin_.n_actions):
+        if is_deterministic(self._width(), self.origin_):
+            return self._point(states)
+        if n_components_of(self._width(), self.origin_.n_actions):
             return self._mixture(states)
 
         def both(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:
@@ -331,6 +360,11 @@ class BehaviorCloning(NeuralLearner):
         unit = self.origin_.actions
         assert unit is not None
         return Normal(unit.inverse(mean), std * unit.scale)
+
+    def _point(self, states: FloatArray) -> Point:
+        network, unit = self.networks_["policy"], self.origin_.actions
+        assert unit is not None
+        return Point(unit.inverse(self._evaluate(lambda x, _: torch.tanh(network(x)[0].double()), states)))
 
     def _mixture(self, states: FloatArray) -> MixtureNormal:
         def output(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:
@@ -352,5 +386,8 @@ class BehaviorCloning(NeuralLearner):
         Returns
         -------
         float
+            Of a deterministic policy minus the mean square of pi(s) - a, in the unit of the actions.
         """
+        if self._acts_surely(discrete=self._is_discrete()):
+            return -float(np.mean(np.square(self.predict(data.states) - data.actions)))
         return float(log_prob_logged(self, data).mean())

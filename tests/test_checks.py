@@ -320,6 +320,9 @@ POLICIES: Mapping[str, Callable[[], Acting]] = {
     "BehaviorCloning": lambda: Acting(BehaviorCloning(**SMALL)),
     "BehaviorCloning masked": lambda: Acting(BehaviorCloning(**SMALL, normalize_states=False), masked_log()),
     "BehaviorCloning continuous": lambda: Acting(BehaviorCloning(**SMALL), two_dimensional_log()),
+    "BehaviorCloning deterministic": lambda: Acting(
+        BehaviorCloning(**SMALL, form="deterministic"), two_dimensional_log()
+    ),
     "BehaviorCloning mixture": lambda: Acting(BehaviorCloning(**SMALL, form="mixture"), two_dimensional_log()),
     "BehaviorCloning of the best": lambda: Acting(BehaviorCloning(**SMALL, top_share=0.3)),
     "CQL": lambda: Acting(CQL(**SMALL)),
@@ -400,6 +403,7 @@ SKIPPED: Mapping[str, set[str]] = {
     "BehaviorCloning": NO_NODES,
     "BehaviorCloning masked": NO_NODES,
     "BehaviorCloning continuous": NOT_DISCRETE,
+    "BehaviorCloning deterministic": NOT_DISCRETE | NO_NODES | {"log_prob"},
     "BehaviorCloning mixture": NOT_DISCRETE | NO_NODES,
     "BehaviorCloning of the best": NO_NODES,
     "CQL": NO_NODES,

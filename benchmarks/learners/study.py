@@ -51,7 +51,8 @@ SEEDS = 5
 BOUNDED = {"action_bounds": (-1.0, 1.0)}
 # Learners that d3rlpy has in this form, and those that stand alone: name, class, settings.
 PAIRED: Mapping[str, dict[str, Any]] = {
-    "BehaviorCloning": {},
+    # d3rlpy's cloning has a squared loss.
+    "BehaviorCloning": {**BOUNDED, "form": "deterministic"},
     "TD3BC": BOUNDED,
     "IQL": {**BOUNDED, "deterministic": True},
     "BCQ": BOUNDED,
@@ -70,6 +71,7 @@ OTHERS: Mapping[str, tuple[str, dict[str, Any]]] = {
     "CRR": ("CRR", {**BOUNDED, **BRIEF, "deterministic": True}),
     "EDAC": ("EDAC", {**BOUNDED, **BRIEF, "deterministic": True}),
     "UWAC": ("UWAC", {**BOUNDED, **BRIEF}),
+    "LikelihoodCloning": ("BehaviorCloning", {"n_updates": 20_000}),
     "FilteredCloning": ("BehaviorCloning", {**BRIEF, "top_share": 0.1}),
     "MixtureCloning": ("BehaviorCloning", {**BRIEF, "form": "mixture"}),
 }
@@ -203,7 +205,8 @@ seeds, their number in brackets; each policy plays 10 episodes from the same sta
 Gaussian policies; actions are clipped to the range. `benchmarks/learners/study.py` makes this page from a file for each run in
 `benchmarks/results/learners`. Both libraries have the same networks, learning rates, batches, numbers of updates and
 of sampled actions; the seeds are paired by number only, their random streams differ. d3rlpy leaves out the last transition of a
-truncated episode, and its BCQ decodes without tanh; its behaviour cloning is deterministic with a squared loss, ours a Gaussian whose mean acts.
+truncated episode, and its BCQ decodes without tanh. `BehaviorCloning` is the
+deterministic form with a squared loss, which is d3rlpy's; `LikelihoodCloning` the default Gaussian, whose mean acts.
 
 The study is under way: five seeds of each are planned, and a difference from one seed says nothing.
 """

@@ -17,11 +17,11 @@ from ope.dataset import LoggedDataset
 from ope.neural.history import Outcome
 from ope.neural.serialization import POLICY_KIND, load_policy, read_sealed, write_sealed
 from ope.policies._distributions import MixtureNormal
-from ope.policies._runs import LearnerEvent
+from ope.policies._runs import TRAINING_KIND, LearnerEvent
 from ope.policies.behavior_cloning import BehaviorCloning, CloningStep, top_weights
 from ope.policy import log_prob_logged
 
-NEW = ("form", "n_components", "top_share")
+NEW = ("form", "n_components", "top_share", "action_bounds")
 
 # -------------------------------------------------------------------- the distribution
 
@@ -138,6 +138,68 @@ def test_one_component_is_a_gaussian() -> None:
     assert policy.score(log) == pytest.approx(BehaviorCloning(**SMALL).fit(log).score(log), abs=0.5)
 
 
+# -------------------------------------------------------------------- one action a state
+
+
+def test_squared_loss_and_gradients_equal_a_plain_loop() -> None:
+    batch = batch_of(random_log(continuous=True), 2)
+    learners = [BehaviorCloning(hidden=(8,), form="deterministic", random_state=k) for k in (0, 1)]
+    step = BehaviorCloning._step(learners, batch.transitions, [0, 1])
+    assert isinstance(step, CloningStep)
+    expected = []
+    for k in range(2):
+        total = torch.zeros(())
+        for i in range(24):
+            for d in range(2):
+                error = torch.tanh(plain(step.policy, k, batch.states[k, i])[d]) - batch.actions[k, i, d]
+                total = total + error**2 / 48
+        expected.append(total)
+    same_gradients(step.losses(batch)["loss"], torch.stack(expected), [step.policy])
+
+
+def test_the_deterministic_form_is_the_mean_action_within_its_range() -> None:
+    rng = np.random.default_rng(0)
+    states = rng.uniform(-1, 1, (2000, 1))
+    # The noise depends on the state: a Gaussian fitted by likelihood would weigh the states by it.
+    actions = 200.0 + 100.0 * states + np.where(states > 0, 40.0, 5.0) * rng.uniform(-1, 1, (2000, 1))
+    log = LoggedDataset.from_arrays(states, actions, np.zeros(2000), lengths=[1] * 2000, ends="terminal")
+    settings: dict[str, Any] = {"hidden": (32,), "n_updates": 800, "batch_size": 128, "learning_rate": 5e-3}
+    policy = BehaviorCloning(**settings, form="deterministic").fit(log)
+    probes = np.array([[-0.8], [-0.3], [0.3], [0.8]])
+    np.testing.assert_allclose(policy.predict(probes)[:, 0], 200.0 + 100.0 * probes[:, 0], atol=8.0)
+    assert policy.capabilities == {"sample", "deterministic"}
+    np.testing.assert_array_equal(policy.sample(probes, 0), policy.predict(probes))
+    noise = np.mean(np.where(states > 0, 40.0, 5.0) ** 2 / 3.0)
+    assert policy.score(log) == pytest.approx(-noise, rel=0.1)
+    assert policy.predict([[50.0]])[0, 0] <= actions.max() + 1e-6
+    wide = BehaviorCloning(**settings, form="deterministic", action_bounds=(-1000.0, 1000.0)).fit(log)
+    np.testing.assert_allclose(wide.predict(probes)[:, 0], 200.0 + 100.0 * probes[:, 0], atol=12.0)
+    with pytest.raises(ValueError, match="BehaviorCloning: `action_bounds` must hold every logged action"):
+        BehaviorCloning(**settings, form="deterministic", action_bounds=(0.0, 100.0)).fit(log)
+    # What the fitted network means, it says itself.
+    before = policy.predict(log.states)
+    policy.set_params(form="gaussian", n_components=9)
+    np.testing.assert_array_equal(policy.predict(log.states), before)
+
+
+def test_discrete_actions_have_a_softmax_whatever_the_form() -> None:
+    log = random_log()
+    same_policy(BehaviorCloning(**SMALL, form="deterministic").fit(log), BehaviorCloning(**SMALL).fit(log))
+
+
+def test_a_run_file_from_before_a_parameter_resumes_with_its_default(tmp_path: Path) -> None:
+    log, path = random_log(continuous=True), tmp_path / "run"
+    with pytest.warns(UserWarning, match="interrupted"):
+        BehaviorCloning(**SMALL, checkpoint_path=path, callbacks=[interrupt]).fit(log)
+    arrays, run = read_sealed(path, TRAINING_KIND, "test")
+    for name in NEW:
+        del run["settings"][name]
+    write_sealed(path, TRAINING_KIND, arrays, run)
+    same_policy(BehaviorCloning(**SMALL).resume(log, path), BehaviorCloning(**SMALL).fit(log))
+    with pytest.raises(ValueError, match=r'settings must be those of the run \(form="gaussian"\)'):
+        BehaviorCloning(**SMALL, form="mixture").resume(log, path)
+
+
 # -------------------------------------------------------------------- the best episodes
 
 
@@ -203,6 +265,7 @@ def test_a_share_of_one_is_all_episodes_to_the_bit() -> None:
 
 FORMS = [
     pytest.param({"form": "mixture", "n_components": 3}, True, id="mixture"),
+    pytest.param({"form": "deterministic", "action_bounds": ((-9.0, -99.0), (9.0, 99.0))}, True, id="deterministic"),
     pytest.param({"top_share": 0.3}, False, id="best, discrete"),
     pytest.param({"form": "mixture", "top_share": 0.3}, True, id="best, mixture"),
 ]
@@ -235,7 +298,8 @@ def test_a_file_holds_the_whole_policy(form: dict[str, Any], continuous: bool, t
     assert loaded.get_params() == learner.get_params()
     assert loaded.n_episodes_used_ == learner.n_episodes_used_ == learner.checkpoints_[0].n_episodes_used_
     assert loaded.n_episodes_used_ == (12 if "top_share" in form else 40)
-    np.testing.assert_array_equal(log_prob_logged(loaded, log), log_prob_logged(learner, log))
+    if "logged_prob" in learner.capabilities:
+        np.testing.assert_array_equal(log_prob_logged(loaded, log), log_prob_logged(learner, log))
     np.testing.assert_array_equal(loaded.sample(log.states, 0), learner.sample(log.states, 0))
 
 
@@ -263,7 +327,7 @@ def test_a_file_from_before_the_new_parameters_loads_with_their_defaults(continu
     write_sealed(tmp_path / "old", POLICY_KIND, arrays, metadata)
     loaded = load_policy(tmp_path / "old")
     same_policy(loaded, learner)
-    assert [getattr(loaded, name) for name in NEW] == ["gaussian", 5, None]
+    assert [getattr(loaded, name) for name in NEW] == ["gaussian", 5, None, None]
     assert loaded.n_episodes_used_ == 40
     np.testing.assert_array_equal(loaded.predict(log.states), learner.predict(log.states))
 
@@ -271,8 +335,17 @@ def test_a_file_from_before_the_new_parameters_loads_with_their_defaults(continu
 @pytest.mark.parametrize(
     ("setting", "error", "message"),
     [
-        ({"form": "flow"}, ValueError, "BehaviorCloning: `form` must be 'gaussian' or 'mixture', got 'flow'; pass one"),
-        ({"form": None}, ValueError, "BehaviorCloning: `form` must be 'gaussian' or 'mixture', got None; pass one"),
+        (
+            {"form": "flow"},
+            ValueError,
+            "BehaviorCloning: `form` must be 'gaussian', 'mixture' or 'deterministic', got 'flow'; pass one",
+        ),
+        (
+            {"form": None},
+            ValueError,
+            "BehaviorCloning: `form` must be 'gaussian', 'mixture' or 'deterministic', got None; pass one",
+        ),
+        ({"action_bounds": (0, 1)}, ValueError, "BehaviorCloning: `action_bounds` must be None with form='gaussian'"),
         ({"n_components": 0}, ValueError, r"BehaviorCloning: `n_components` must be an integer in \[1, inf\), got 0"),
         ({"top_share": 0.0}, ValueError, r"BehaviorCloning: `top_share` must be a number in \(0, 1\] or None, got 0.0"),
         ({"top_share": "10 %"}, TypeError, "BehaviorCloning: `top_share` must be a number"),

@@ -25,6 +25,7 @@ SMALL: dict[str, Any] = {"hidden": (6,), "n_updates": 10, "batch_size": 8}
 MORE: dict[str, tuple[NetworkPolicy, bool]] = {
     "cloning": (BehaviorCloning(**SMALL), False),
     "cloning continuous": (BehaviorCloning(**SMALL), True),
+    "cloning deterministic": (BehaviorCloning(form="deterministic", **SMALL), True),
     "cloning mixture": (BehaviorCloning(form="mixture", n_components=3, **SMALL), True),
     "LSPI": (LSPI(gamma=0.3, degree=2), False),
     "IQL sure": (IQL(deterministic=True, **SMALL), False),
