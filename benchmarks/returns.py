@@ -1,8 +1,9 @@
 """Bands, variance, CVaR and quantiles of the return under a candidate, against exact distributions.
 
-    python benchmarks/returns.py [--repetitions 300]
+    python benchmarks/returns.py [--repetitions 300] [--again]
 
-Every cell (problem, number of episodes) is an entry of ``benchmarks/results/returns.json``, from which the study resumes;
+Every cell (problem, number of episodes) is an entry of ``benchmarks/results/returns.json``, from which the study resumes, or with
+``--again`` starts anew;
 ``docs/returns.md`` holds the tables, between its markers, and is written from it. Exact distributions come from enumerating
 (state, return) pairs forward in time.
 """
@@ -49,6 +50,8 @@ def problems() -> dict[str, tuple[TabularProblem, float]]:
         "ModelWin, 6 steps": (ModelWin(horizon=6), 1.0),
         "RandomMDP A": (rounded(RandomMDP(4, 2, horizon=4, exploration=0.6, random_state=3)), 1.0),
         "RandomMDP B": (rounded(RandomMDP(5, 3, horizon=3, exploration=0.4, random_state=5)), 1.0),
+        "RandomMDP C": (rounded(RandomMDP(4, 2, horizon=5, exploration=0.5, random_state=21)), 1.0),
+        "RandomMDP D": (rounded(RandomMDP(6, 2, horizon=3, exploration=0.7, random_state=22)), 1.0),
     }
 
 
@@ -233,8 +236,10 @@ def _coverage(row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repetitions", type=int, default=300)
-    repetitions = parser.parse_args().repetitions
-    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    parser.add_argument("--again", action="store_true")
+    args = parser.parse_args()
+    repetitions = args.repetitions
+    results: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() and not args.again else {}
     with threadpool_limits(1):
         for n in SIZES:
             for name in problems():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 OWNER = "ReturnDistribution"
 COLUMNS = 64
+# Effective episodes below which intervals of the variance and of CVaR (there: in the tail) were found too short: docs/returns.md.
+ENOUGH_BEYOND_THE_MEAN = 100.0
 Tail = Literal["lower", "upper"]
 INVERSION = "independent episodes; holds as the number of episodes grows, for discrete returns too"
 
@@ -107,14 +109,14 @@ class ReturnDistribution:
         psi = psi_{G^2} - 2 E G psi_G. By "is" the difference may be negative; it is not clipped, the verdict says so.
         """
         value, psi = return_sample.variance(self._known("variance").sample)
-        return self._estimate("Variance", value, psi, [_judge_negative_variance(value)])
+        return self._estimate("Variance", value, psi, self._judge_spread(value))
 
     def std(self) -> Estimate:
         """Return the standard deviation of an episode's return; psi = psi_variance / (2 std)."""
         value, psi = return_sample.variance(self._known("std").sample)
         root = math.sqrt(value) if value > 0.0 else (0.0 if value == 0.0 else math.nan)
         scaled = psi / (2.0 * root) if root > 0.0 else np.zeros(len(psi))
-        return self._estimate("StandardDeviation", root, scaled, [_judge_negative_variance(value)])
+        return self._estimate("StandardDeviation", root, scaled, self._judge_spread(value))
 
     def cvar(self, level: float, *, tail: Tail = "lower") -> Estimate:
         """Return the conditional value at risk: the mean of the worst (lower) or best (upper) share of the returns.
@@ -148,7 +150,7 @@ class ReturnDistribution:
         value, psi, q = return_sample.lower_cvar(sample if sign > 0 else sample.mirrored(), level)
         ess = _ess_below(sample.returns, sample, q) if sign > 0 else _ess_below(-sample.returns, sample, q)
         findings = [_judge_reached(value, sample, level)]
-        findings += [verdicts.judge_ess(ess, verdicts.THRESHOLDS.ess_caution, f"importance weights of the {tail} tail")]
+        findings += [verdicts.judge_ess(ess, ENOUGH_BEYOND_THE_MEAN, f"importance weights of the {tail} tail")]
         extra = {"quantile": sign * q, "tail_ess": ess}
         return self._estimate(f"{tail.capitalize()}CVaR({level:g})", sign * value, sign * psi, findings, extra)
 
@@ -271,6 +273,15 @@ class ReturnDistribution:
             diagnostics={**evidence.mean.diagnostics, **own, **(extra or {})},
             verdict=Verdict.of([*evidence.findings, *judged, *findings]),
         )
+
+    def _judge_spread(self, value: float) -> list[verdicts.Finding]:
+        known = self.ess < verdicts.THRESHOLDS.ess_caution  # What is said of every number.
+        few = (
+            None
+            if known
+            else verdicts.judge_ess(self.ess, ENOUGH_BEYOND_THE_MEAN, "importance weights of squared returns")
+        )
+        return [_judge_negative_variance(value), few]
 
     def _rejected(self, p: float, level: float, simultaneous: bool) -> tuple[BoolArray, BoolArray]:
         """Return, from minus infinity along the grid, where F(x) >= p is rejected and where F(x) < p is."""

@@ -354,6 +354,21 @@ def test_the_verdict_of_a_number_is_that_of_the_weights_and_its_own() -> None:
     np.testing.assert_array_equal(frame["cdf"], law.cdf)
 
 
+def test_variance_and_cvar_ask_for_more_effective_episodes_than_the_mean() -> None:
+    problem = RandomMDP(4, 2, horizon=3, exploration=0.6, random_state=3)
+    few, many = (_law(sampled(problem, n), "self_normalized", gamma=1.0) for n in (160, 1500))
+    assert 20.0 < few.ess < 100.0 < many.ess
+    assert few.mean().verdict.level == Level.VALID
+    for number in (few.variance(), few.std()):
+        assert number.verdict.level == Level.CAUTION
+        assert any(
+            "weights of squared returns leave an effective sample of" in reason for reason in number.verdict.reasons
+        )
+    assert any("weights of the upper tail leave" in reason for reason in few.cvar(0.2, tail="upper").verdict.reasons)
+    for number in (many.variance(), many.std(), many.cvar(0.2), many.cvar(0.2, tail="upper")):
+        assert number.verdict.level == Level.VALID
+
+
 def test_what_importance_sampling_cannot_say_is_said() -> None:
     # Large returns, and weights that add up to .5: moments of unequal masses, and a tail that the log does not reach.
     log = LoggedDataset.from_arrays(
