@@ -59,26 +59,28 @@ class _Workspace(threading.local):
 
     def __init__(self, widths: Sequence[int]) -> None:
         self._widths = widths
-        self._blocks: dict[str, list[torch.Tensor]] = {}
+        self._blocks: dict[tuple[str, torch.dtype], list[torch.Tensor]] = {}
         self._spare: list[list[torch.Tensor]] = []
+        self._spare_for: tuple[torch.Size, torch.dtype] | None = None
 
     def blocks(self, use: str, like: torch.Tensor) -> list[torch.Tensor]:
         """Return a block of rows for each hidden layer, as many rows as `like` has."""
-        blocks = self._blocks.get(use)
-        if blocks is None or blocks[0].dtype != like.dtype:
-            blocks = self._blocks[use] = [like.new_empty(BLOCK_ROWS, width) for width in self._widths]
+        key = (use, like.dtype)
+        if key not in self._blocks:
+            self._blocks[key] = [like.new_empty(BLOCK_ROWS, width) for width in self._widths]
+        blocks = self._blocks[key]
         return blocks if len(like) == BLOCK_ROWS else [block[: len(like)] for block in blocks]
 
     def take(self, x: torch.Tensor) -> list[torch.Tensor]:
         """Return memory for the hidden layers of a batch, to be kept until its backward pass."""
-        if self._spare and self._spare[-1][0].shape[:2] == x.shape[:2] and self._spare[-1][0].dtype == x.dtype:
-            return self._spare.pop()
-        self._spare.clear()
-        return [x.new_empty(len(x), x.shape[1], width) for width in self._widths]
+        form = (x.shape, x.dtype)
+        if form != self._spare_for:
+            self._spare, self._spare_for = [], form
+        return self._spare.pop() if self._spare else [x.new_empty(*x.shape[:2], width) for width in self._widths]
 
-    def give_back(self, kept: list[torch.Tensor]) -> None:
-        """Let the next batch have what `take` gave."""
-        if len(self._spare) < MAX_SPARE:
+    def give_back(self, kept: list[torch.Tensor], x: torch.Tensor) -> None:
+        """Let the next batch of the form of `x` have what `take` gave for it."""
+        if len(self._spare) < MAX_SPARE and self._spare_for == (x.shape, x.dtype):
             self._spare.append(kept)
 
 
@@ -196,7 +198,7 @@ class _Blocks(torch.autograd.Function):
                 g = _block_backward(layers, inputs, _cut(derivative, k, rows), parts, blocks, first=rows.start == 0)
                 if by_input is not None:
                     torch.mm(g, layers[0][2], out=_cut(by_input, k, rows))
-        network.workspace.give_back(kept)
+        network.workspace.give_back(kept, x)
         nothing: list[torch.Tensor | None] = [None] * len(parameters)
         return None, by_input, *(gradients or nothing)
 

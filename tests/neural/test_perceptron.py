@@ -181,3 +181,16 @@ def test_threads_do_not_share_their_memory() -> None:
         found = list(pool.map(network, batches))
     for x, values in zip(batches, found, strict=True):
         torch.testing.assert_close(values, plain(x, parts))
+
+
+def test_batches_of_changing_form_and_a_network_without_hidden_layers() -> None:
+    parts, single = layers(2), [layers(2)[0]]
+    network, linear = Perceptron(parts), Perceptron(single)
+    for rows in (300, 7, 300, 300, 512):
+        x = inputs(2, rows).requires_grad_()
+        for chosen, tensors in ((network, parts), (linear, single)):
+            wanted = [x, *chosen.parameters]
+            ours = torch.autograd.grad(chosen(x).square().sum(), wanted)
+            torch.testing.assert_close(ours, torch.autograd.grad(plain(x, tensors).square().sum(), wanted))
+            with torch.no_grad():
+                torch.testing.assert_close(chosen(x), plain(x, tensors))
