@@ -13,19 +13,20 @@ import pandas as pd
 import pytest
 from scipy.stats import uniform
 from sklearn.base import clone
+from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
 from typing_extensions import Self
 
 import ope
 from ope import Estimate, Level, LoggedDataset, PolicySelector, Verdict
 from ope.estimators import LSTDQ, PerDecisionIS, TrajectoryIS, WeightedIS
-from ope.policies import BCQ, EpsilonGreedy, TabularPolicy
+from ope.policies import BCQ, EpsilonGreedy, PreprocessedLearner, TabularPolicy
 from ope.policy import Policy, PolicyLearner, overlap
 from ope.problems import RandomMDP
 from ope.search import PolicySearch, cross_fit_select, select_checkpoint
 from ope.search.folds import Part, fold_parts, half_parts, pool
 from ope.search.run import survivors
-from ope.search.training import Candidate, learn, stages
+from ope.search.training import Candidate, learn, stages, with_setting
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -462,6 +463,18 @@ def test_held_out_values_and_influence_by_loops(log: LoggedDataset) -> None:
     assert frame.loc[best, "rank_test_score"] == 1
     assert search.best_score_ == pytest.approx(frame.loc[best, "mean_test_score"])
     assert search.best_params_ == {"weight": frame.loc[best, "param_weight"]}
+
+
+def test_a_learner_behind_transformers_is_seeded_unless_the_setting_names_its_seed() -> None:
+    behind = PreprocessedLearner(PCA(2, random_state=3), BCQ(random_state=0))
+    seeded = with_setting(behind, {"learner__gamma": 0.5}, 7).get_params()
+    assert (seeded["learner__random_state"], seeded["learner__gamma"], seeded["transformer__random_state"]) == (
+        7,
+        0.5,
+        3,
+    )
+    assert with_setting(behind, {"learner__random_state": 5}, 7).get_params()["learner__random_state"] == 5
+    assert with_setting(BCQ(random_state=0), {}, 7).get_params()["random_state"] == 7
 
 
 def test_the_best_is_learned_anew_and_cut_where_it_was_best(log: LoggedDataset) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -96,11 +97,18 @@ def stages(policy: Policy, *, checkpoints: bool = True) -> dict[int | None, Poli
     return dict(sorted(kept.items()))
 
 
+_SEED = re.compile(r"(learner__)*random_state")
+
+
 def with_setting(learner: PolicyLearner, params: Mapping[str, Any], seed: int | None = None) -> PolicyLearner:
-    """Return a copy of the learner with this setting, and with this seed unless the setting or the learner has none."""
+    """Return a copy of the learner with this setting, and with this seed where it has one that the setting does not name.
+
+    A learner within the learner, behind transformers say, is seeded too.
+    """
     changes = dict(params)
-    if seed is not None and "random_state" in learner.get_params() and "random_state" not in params:
-        changes["random_state"] = seed
+    if seed is not None:
+        names = [name for name in learner.get_params() if _SEED.fullmatch(name) and name not in params]
+        changes |= dict.fromkeys(names, seed)
     fresh: PolicyLearner = clone(learner)
     fresh.set_params(**changes)
     return fresh
