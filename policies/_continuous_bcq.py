@@ -132,7 +132,7 @@ class GenerativeStep(LearnerStep):
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
         q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
-        return batch.bellman_square(q, targets).sum(dim=1)
+        return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
 
     def _update_model(self, batch: Batch) -> torch.Tensor:
         loss = self.vae_loss(batch, self.normal(batch.shape[1], self.shape.n_latents))

@@ -138,7 +138,7 @@ class ContinuousCQLStep(SoftActorCriticStep):
         unseen = state_action(repeated(batch.states, n), actions.flatten(1, 2))
         q_sampled = self.q(unseen).view(self.n_models, 2, n, -1)
         return {
-            "td_loss": batch.bellman_square(q, targets),
+            "td_loss": batch.bellman_mean((q - targets.unsqueeze(1)).square()),
             "penalty": conservative_penalty(q, q_sampled, log_density),
             "q_mean": q.mean(dim=(1, 2)),
         }

@@ -83,7 +83,7 @@ class EDACStep(SoftActorCriticStep):
         actions = batch.actions.repeat_interleave(n, dim=0).requires_grad_(self.diversifies)
         inputs = state_action(batch.states.repeat_interleave(n, dim=0), actions)
         q = self.q.network(inputs, twice=self.diversifies).view(n_models, n, size)
-        losses = {"td_loss": batch.bellman_square(q, targets).sum(dim=1)}
+        losses = {"td_loss": batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)}
         similarity = torch.zeros_like(losses["td_loss"])
         if self.diversifies:
             (gradients,) = torch.autograd.grad(q.sum(), actions, create_graph=True)

@@ -89,13 +89,14 @@ class IQLStep(LearnerStep):
 
     def v_loss(self, batch: Batch, q_min: torch.Tensor) -> torch.Tensor:
         """Return mean |expectile - 1(u < 0)| u^2, u = min_i Q'_i(s, a) - V(s), (K,)."""
-        return expectile_loss(self.v(batch.states).squeeze(2), q_min, self.expectile)
+        return expectile_loss(q_min - self.v(batch.states).squeeze(2), self.expectile).mean(dim=1)
 
     def q_loss(self, batch: Batch) -> torch.Tensor:
         """Return sum_i mean (r + gamma (1 - terminal) V(s') - Q_i(s, a))^2, (K,)."""
         with torch.no_grad():
             target = batch.rewards + self.gamma * batch.continues * self.v(batch.next_states).squeeze(2)
-        return batch.bellman_square(self.logged_q(batch, target=False), target).sum(dim=1)
+        errors = target.unsqueeze(1) - self.logged_q(batch, target=False)
+        return batch.bellman_mean(errors.square()).sum(dim=1)
 
     # ---------------------------------------------------------------- actor
 

@@ -7,8 +7,6 @@ import math
 import torch
 from torch.nn import functional
 
-from ope.neural.losses import weighted_square
-
 # Logged actions at a bound have no finite tanh^-1.
 EDGE = 1e-6
 HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
@@ -57,17 +55,16 @@ def taken(values: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:
     return values.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
 
 
-def expectile_loss(values: torch.Tensor, targets: torch.Tensor, expectile: torch.Tensor | float) -> torch.Tensor:
-    """Return mean |expectile - 1(u < 0)| u^2, u = targets - values, over the last axis, targets without gradient.
+def expectile_loss(difference: torch.Tensor, expectile: torch.Tensor | float) -> torch.Tensor:
+    """Return |expectile - 1(u < 0)| u^2.
 
     Examples
     --------
-    >>> expectile_loss(torch.tensor([-2.0, 2.0]), torch.zeros(2), 0.75)
-    tensor(2.)
+    >>> expectile_loss(torch.tensor([2.0, -2.0]), 0.75)
+    tensor([3., 1.])
     """
-    with torch.no_grad():
-        weight = (expectile - (targets < values).to(values.dtype)).abs()
-    return weighted_square(values, targets, weight, values.shape[-1])
+    below = (difference < 0).to(difference.dtype)
+    return (expectile - below).abs() * difference.square()
 
 
 # -------------------------------------------------------------------- Gaussian policies

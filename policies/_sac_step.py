@@ -102,7 +102,7 @@ class SoftActorCriticStep(LearnerStep):
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
         q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
-        return batch.bellman_square(q, targets).sum(dim=1)
+        return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
 
     def actor_loss(self, batch: Batch, actions: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """Return mean(temperature log pi - min_i Q_i(s, a)), (K,)."""

@@ -92,7 +92,7 @@ class WeightedStep(LearnerStep):
 
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
-        return batch.bellman_square(self.logged_q(batch), targets).sum(dim=1)
+        return batch.bellman_mean((self.logged_q(batch) - targets.unsqueeze(1)).square()).sum(dim=1)
 
     # ---------------------------------------------------------------- actor
 

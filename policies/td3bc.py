@@ -77,7 +77,7 @@ class TD3BCStep(LearnerStep):
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
         q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
-        return batch.bellman_square(q, targets).sum(dim=1)
+        return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
 
     def actor_loss(self, batch: Batch) -> torch.Tensor:
         """Return -lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2, lambda = alpha / mean |Q_1|, (K,)."""

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ope.neural.perceptron import GradientSink, Perceptron
+from ope.neural.perceptron import Perceptron
 
 Shape = tuple[int, ...]
 
@@ -38,8 +38,6 @@ class FlatParameters:
         What differentiable code uses.
     constants : dict of str to Tensor of shape (K, *shape)
         The same memory, cut off from differentiation.
-    sink : GradientSink
-        Where their optimiser, if there is one, wants their gradient.
 
     Examples
     --------
@@ -64,7 +62,6 @@ class FlatParameters:
         self.flat = torch.zeros(n_models, _aligned(width), device=device)
         self.constants = self.split(self.flat)
         self.views = {name: view.detach().requires_grad_(trainable) for name, view in self.constants.items()}
-        self.sink = GradientSink()
 
     def split(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """View a buffer of this layout as its named parts."""
@@ -141,9 +138,10 @@ class MLP:
         for layer, (n_in, n_out) in enumerate(pairwise(self.sizes)):
             shapes |= {f"weight{layer}": (n_in, n_out), f"bias{layer}": (1, n_out)}
         self.parameters = FlatParameters(shapes | self.extras, n_models, device=device, trainable=trainable)
-        trained, frozen = (self._layers(tensors) for tensors in (self.parameters.views, self.parameters.constants))
-        self._trained = Perceptron(trained, layer_norm=layer_norm, sink=self.parameters.sink)
-        self._frozen = Perceptron(frozen, layer_norm=layer_norm)
+        self._trained, self._frozen = (
+            Perceptron(self._layers(tensors), layer_norm=layer_norm)
+            for tensors in (self.parameters.views, self.parameters.constants)
+        )
 
     def _layers(self, tensors: Mapping[str, torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         return [(tensors[f"weight{layer}"], tensors[f"bias{layer}"]) for layer in range(len(self.sizes) - 1)]

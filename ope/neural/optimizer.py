@@ -45,10 +45,9 @@ class FlatAdam:
     ) -> None:
         self._wanted = [view for block in parameters for view in block.views.values()]
         self._gradients = [torch.zeros_like(block.flat) for block in parameters]
-        self._sinks = [block.sink for block in parameters]
-        for block, flat in zip(parameters, self._gradients, strict=True):
-            block.sink.attach(list(block.split(flat).values()))
-        self._targets = [view for sink in self._sinks for view in sink.views]
+        self._targets = [
+            view for block, flat in zip(parameters, self._gradients, strict=True) for view in block.split(flat).values()
+        ]
         settings = list(zip(learning_rate, weight_decay, strict=True))
         rows = [slice(None)] if len(set(settings)) == 1 else [slice(k, k + 1) for k in range(len(settings))]
         # A leaf is what torch sees of one network: all models, or one where their settings differ.
@@ -73,15 +72,11 @@ class FlatAdam:
 
         The gradient of a sum of K losses, each of its own model, is the K gradients.
         """
-        for sink in self._sinks:
-            sink.open()
         found: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, self._wanted, allow_unused=True)
-        for sink in self._sinks:
-            sink.close()
         for target, gradient in zip(self._targets, found, strict=True):
             if gradient is None:
                 target.zero_()
-            elif gradient.data_ptr() != target.data_ptr():
+            else:
                 target.copy_(gradient)
         self._adam.step()
 

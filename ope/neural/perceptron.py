@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,73 +14,8 @@ Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
 BLOCK_ROWS = 256
 # Multiplications in a product from which on a call for each model costs nothing beside it.
 WORTH_A_CALL = 1 << 21
-# Batches of one network whose memory waits for the next ones.
-MAX_SPARE = 2
 # g where h > 0, else 0, in place of g: found once, the search for an operation costs more than this one takes.
 _RELU_BACKWARD = torch.ops.aten.threshold_backward.grad_input
-
-
-class GradientSink:
-    """Where an optimiser wants the gradient of a network's parameters: backward passes then write to it, not to memory of their own.
-
-    Notes
-    -----
-    A network may lie in a graph several times. Only the first of its backward passes after `open` writes here; automatic
-    differentiation adds the others to it, in memory of its own, which is why the optimiser looks where each gradient lies.
-    """
-
-    def __init__(self) -> None:
-        self.views: list[torch.Tensor] = []
-        self.models: list[list[torch.Tensor]] = []
-        self._is_open = False
-
-    def attach(self, views: Sequence[torch.Tensor]) -> None:
-        """Take the memory, in the order and shapes (K, ...) of the parameters."""
-        self.views = list(views)
-        self.models = [[view[k] for view in views] for k in range(len(views[0]))]
-
-    def open(self) -> None:
-        """Let the next backward pass write here."""
-        self._is_open = True
-
-    def close(self) -> None:
-        """Let no backward pass write here."""
-        self._is_open = False
-
-    def claim(self) -> bool:
-        """Return whether the caller may write here, and close."""
-        claimed, self._is_open = self._is_open, False
-        return claimed
-
-
-class _Workspace(threading.local):
-    """Memory that the passes of one thread through one network use again and again: to ask the system for it costs a tenth of them."""
-
-    def __init__(self, widths: Sequence[int]) -> None:
-        self._widths = widths
-        self._blocks: dict[tuple[str, torch.dtype], list[torch.Tensor]] = {}
-        self._spare: list[list[torch.Tensor]] = []
-        self._spare_for: tuple[torch.Size, torch.dtype] | None = None
-
-    def blocks(self, use: str, like: torch.Tensor) -> list[torch.Tensor]:
-        """Return a block of rows for each hidden layer, as many rows as `like` has."""
-        key = (use, like.dtype)
-        if key not in self._blocks:
-            self._blocks[key] = [like.new_empty(BLOCK_ROWS, width) for width in self._widths]
-        blocks = self._blocks[key]
-        return blocks if len(like) == BLOCK_ROWS else [block[: len(like)] for block in blocks]
-
-    def take(self, x: torch.Tensor) -> list[torch.Tensor]:
-        """Return memory for the hidden layers of a batch, to be kept until its backward pass."""
-        form = (x.shape, x.dtype)
-        if form != self._spare_for:
-            self._spare, self._spare_for = [], form
-        return self._spare.pop() if self._spare else [x.new_empty(*x.shape[:2], width) for width in self._widths]
-
-    def give_back(self, kept: list[torch.Tensor], x: torch.Tensor) -> None:
-        """Let the next batch of the form of `x` have what `take` gave for it."""
-        if len(self._spare) < MAX_SPARE and self._spare_for == (x.shape, x.dtype):
-            self._spare.append(kept)
 
 
 class Perceptron:
@@ -93,8 +27,6 @@ class Perceptron:
         Of shapes (K, in, out) and (K, 1, out); changes in place are seen.
     layer_norm : bool
         Whether every hidden layer is standardised over its units before the relu.
-    sink : GradientSink, optional
-        Of these parameters, in this order, and maybe others after them.
 
     Notes
     -----
@@ -109,9 +41,8 @@ class Perceptron:
     tensor([2., 2., 2.])
     """
 
-    def __init__(self, layers: Layers, *, layer_norm: bool = False, sink: GradientSink | None = None) -> None:
+    def __init__(self, layers: Layers, *, layer_norm: bool = False) -> None:
         self.layers, self.layer_norm = list(layers), layer_norm
-        self.sink = GradientSink() if sink is None else sink
         self.parameters = [tensor for layer in layers for tensor in layer]
         weights = [weight.detach() for weight, _ in layers]
         self.largest = max(weight.shape[1] * weight.shape[2] for weight in weights)
@@ -122,7 +53,6 @@ class Perceptron:
             for k in range(len(weights[0]))
         ]
         self.trains = any(tensor.requires_grad for tensor in self.parameters)
-        self.workspace = _Workspace([weight.shape[2] for weight in weights[:-1]])
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Evaluate on inputs (K, B, in), to (K, B, out)."""
@@ -159,8 +89,8 @@ class Perceptron:
             last_weight, last_bias, _ = layers[-1]
             for rows in _blocks(x.shape[1]):
                 h = _cut(x, k, rows)
-                hidden = self.workspace.blocks("forward", h) if kept is None else [_cut(part, k, rows) for part in kept]
-                for (weight, bias, _), out in zip(layers, hidden, strict=False):
+                for layer, (weight, bias, _) in enumerate(layers[:-1]):
+                    out = None if kept is None else _cut(kept[layer], k, rows)
                     h = torch.addmm(bias, h, weight, out=out).relu_()
                 torch.addmm(last_bias, h, last_weight, out=_cut(outputs, k, rows))
         return outputs
@@ -173,7 +103,7 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx: Any, network: Perceptron, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         """Evaluate, and keep the hidden layers."""
         ctx.network = network
-        ctx.kept = network.workspace.take(x)
+        ctx.kept = [x.new_empty(len(x), x.shape[1], weight.shape[2]) for weight, _ in network.layers[:-1]]
         ctx.save_for_backward(x, *parameters)
         return network.forward(x, ctx.kept)
 
@@ -181,38 +111,20 @@ class _Blocks(torch.autograd.Function):
     def backward(ctx: Any, derivative: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Return the derivatives by the input and the parameters, those that are asked for."""
         x, *parameters = ctx.saved_tensors
-        network, wanted = ctx.network, ctx.needs_input_grad[1:]
+        wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, *_twice_differentiable(network, x, parameters, derivative, wanted)
-        kept, ctx.kept = ctx.kept, None
-        if kept is None:
-            # The graph is walked once more, and another batch may have had the memory since.
-            kept = network.workspace.take(x)
-            network.forward(x, kept)
+            return None, *_twice_differentiable(ctx.network, x, parameters, derivative, wanted)
         by_input = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
-        gradients, models = _memory(network, parameters) if any(wanted[1:]) else ([], [[]] * len(x))
-        for k, (layers, parts) in enumerate(zip(network.models, models, strict=True)):
+        gradients = [torch.empty_like(p) for p in parameters] if any(wanted[1:]) else []
+        for k, layers in enumerate(ctx.network.models):
+            parts = [gradient[k] for gradient in gradients]
             for rows in _blocks(x.shape[1]):
-                inputs = [_cut(part, k, rows) for part in (x, *kept)]
-                blocks = network.workspace.blocks("backward", inputs[0])
-                g = _block_backward(layers, inputs, _cut(derivative, k, rows), parts, blocks, first=rows.start == 0)
+                inputs = [_cut(part, k, rows) for part in (x, *ctx.kept)]
+                g = _block_backward(layers, inputs, _cut(derivative, k, rows), parts, first=rows.start == 0)
                 if by_input is not None:
                     torch.mm(g, layers[0][2], out=_cut(by_input, k, rows))
-        network.workspace.give_back(kept, x)
         nothing: list[torch.Tensor | None] = [None] * len(parameters)
         return None, by_input, *(gradients or nothing)
-
-
-def _memory(
-    network: Perceptron, parameters: Sequence[torch.Tensor]
-) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
-    """Return where the gradients of the parameters go, of all models and model by model."""
-    sink = network.sink
-    if sink.claim():
-        count = len(parameters)
-        return sink.views[:count], [views[:count] for views in sink.models]
-    gradients = [torch.empty_like(parameter) for parameter in parameters]
-    return gradients, [[gradient[k] for gradient in gradients] for k in range(len(network.models))]
 
 
 def _is_tracing() -> bool:
@@ -234,14 +146,10 @@ def _block_backward(
     inputs: Sequence[torch.Tensor],
     g: torch.Tensor,
     gradients: Sequence[torch.Tensor],
-    blocks: Sequence[torch.Tensor],
     *,
     first: bool,
 ) -> torch.Tensor:
-    """Add a block's part to the gradients of its model, if there are any; return the derivative by the first layer's output.
-
-    `blocks` is memory for the derivatives by the hidden layers.
-    """
+    """Add a block's part to the gradients of its model, if there are any; return the derivative by the first layer's output."""
     for layer in range(len(layers) - 1, -1, -1):
         h = inputs[layer]
         if gradients:
@@ -253,7 +161,7 @@ def _block_backward(
                 torch.addmm(by_weight, h.t(), g, out=by_weight)
                 by_bias.add_(g.sum(dim=0, keepdim=True))
         if layer:
-            g = torch.mm(g, layers[layer][2], out=blocks[layer - 1])
+            g = torch.mm(g, layers[layer][2])
             _RELU_BACKWARD(g, h, 0.0, grad_input=g)
     return g
 

@@ -13,7 +13,6 @@ import torch
 
 from ope import ragged
 from ope.neural.generators import ModelGenerators
-from ope.neural.losses import weighted_square
 from ope.schema import End
 
 if TYPE_CHECKING:
@@ -258,18 +257,8 @@ class Batch:
         mask = self.transitions.action_mask
         return None if mask is None else self._gather(mask, self._next_rows)
 
-    def bellman_square(self, values: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """Average (Q - y)^2 over the transitions that have a Bellman target, y without gradient: (K, E, B) and (K, B) to (K, E)."""
-        targets = targets.unsqueeze(1)
-        if not self.transitions.n_excluded:
-            return weighted_square(values, targets, 1.0, values.shape[-1])
-        weight = self.bellman.unsqueeze(1)
-        return weighted_square(values, targets, weight, weight.sum(dim=-1, keepdim=True).clamp(min=1.0))
-
     def bellman_mean(self, values: torch.Tensor) -> torch.Tensor:
         """Average over the transitions that have a Bellman target: (K, B) to (K,), or (K, E, B) to (K, E)."""
-        if not self.transitions.n_excluded:
-            return values.mean(dim=-1)
         weight = self.bellman if values.ndim == 2 else self.bellman.unsqueeze(1)
         return (values * weight).sum(dim=-1) / weight.sum(dim=-1).clamp(min=1.0)
 

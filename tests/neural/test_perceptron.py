@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -12,8 +10,6 @@ from torch.nn import functional
 
 from ope.neural import perceptron as module
 from ope.neural.ensemble import Ensemble
-from ope.neural.networks import MLP
-from ope.neural.optimizer import FlatAdam
 from ope.neural.perceptron import BLOCK_ROWS, Perceptron
 
 SIZES = (5, 7, 6, 3)
@@ -123,74 +119,3 @@ def test_small_products_are_batched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Perceptron, "forward", None)
     parts = layers(3)
     torch.testing.assert_close(Perceptron(parts)(inputs(3, 4)), plain(inputs(3, 4), parts))
-
-
-# -------------------------------------------------------------------- memory that is used again
-
-
-def stepped(
-    network: MLP, loss: Callable[[MLP], torch.Tensor], steps: int = 3
-) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Minimise a loss; return the parameters and the gradients that each step saw."""
-    optimizer, seen = FlatAdam([network.parameters], [0.01] * network.n_models, [0.0] * network.n_models), []
-    for _ in range(steps):
-        expected = torch.autograd.grad(loss(network), list(network.parameters.views.values()), allow_unused=True)
-        optimizer.minimize(loss(network))
-        found = network.parameters.split(optimizer.gradients[0]).values()
-        for ours, theirs in zip(found, expected, strict=True):
-            torch.testing.assert_close(ours, torch.zeros_like(ours) if theirs is None else theirs)
-        seen.append(optimizer.gradients[0].clone())
-    return network.parameters.flat.clone(), seen
-
-
-@pytest.mark.parametrize("n_models", [1, 3])
-def test_gradients_written_into_the_optimiser_are_those_of_the_graph(n_models: int) -> None:
-    x, other = inputs(n_models, 300).float(), inputs(n_models, 40).float()
-    losses: list[Callable[[MLP], torch.Tensor]] = [
-        lambda net: net(x).square().sum(),
-        lambda net: net(x).square().sum() + net(other).sum(),  # twice in one graph
-        lambda net: net(x).square().sum() + net(net(x)[..., :1].expand(-1, -1, 5)).sum(),  # behind itself
-        lambda net: net.parameters.views["bias1"].square().sum(),  # not at all
-    ]
-    for loss in losses:
-        network = MLP((5, 7, 3), n_models, extras={"scale": (2,)})
-        network.initialize([torch.Generator().manual_seed(k) for k in range(n_models)])
-        _, seen = stepped(network, loss)
-        assert len(seen) == 3
-
-
-def test_a_batch_does_not_see_the_memory_of_another() -> None:
-    """Two batches of one network in flight, and one walked again after a third had its memory."""
-    parts = layers(2)
-    network, first, second = Perceptron(parts), inputs(2, 300), inputs(2, 300).flip(1) * 2.0
-    a, b = network(first), network(second)
-    for x, values in ((second, b), (first, a)):
-        ours = torch.autograd.grad(values.square().sum(), network.parameters, retain_graph=True)
-        theirs = torch.autograd.grad(plain(x, parts).square().sum(), network.parameters)
-        torch.testing.assert_close(ours, theirs)
-    network(inputs(2, 300) - 1.0)
-    again = torch.autograd.grad(a.square().sum(), network.parameters)
-    torch.testing.assert_close(again, torch.autograd.grad(plain(first, parts).square().sum(), network.parameters))
-
-
-def test_threads_do_not_share_their_memory() -> None:
-    parts = layers(1, trains=False)
-    network = Perceptron(parts)
-    batches = [inputs(1, rows) * scale for scale in (1.0, 2.0, 3.0) for rows in (5, 300, 700)] * 4
-    with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(network, batches))
-    for x, values in zip(batches, found, strict=True):
-        torch.testing.assert_close(values, plain(x, parts))
-
-
-def test_batches_of_changing_form_and_a_network_without_hidden_layers() -> None:
-    parts, single = layers(2), [layers(2)[0]]
-    network, linear = Perceptron(parts), Perceptron(single)
-    for rows in (300, 7, 300, 300, 512):
-        x = inputs(2, rows).requires_grad_()
-        for chosen, tensors in ((network, parts), (linear, single)):
-            wanted = [x, *chosen.parameters]
-            ours = torch.autograd.grad(chosen(x).square().sum(), wanted)
-            torch.testing.assert_close(ours, torch.autograd.grad(plain(x, tensors).square().sum(), wanted))
-            with torch.no_grad():
-                torch.testing.assert_close(chosen(x), plain(x, tensors))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -108,7 +107,6 @@ def batch_of(data: LoggedDataset, n_models: int, size: int = 24, *, scale: bool 
     last = np.append(data.offsets[1:-1], len(data)) - 1
     excluded, terminal = int(last[data.ends != End.TERMINAL][0]), int(last[data.ends == End.TERMINAL][0])
     transitions.bellman[excluded] = 0.0
-    transitions = replace(transitions, n_excluded=transitions.n_excluded + 1)
     rows = torch.randint(len(data), (n_models, size), generator=torch.Generator().manual_seed(0))
     rows[:, 0], rows[:, 1] = excluded, terminal
     return Batch(transitions, rows)
