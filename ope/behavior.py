@@ -79,7 +79,9 @@ def estimate_behavior(
     Notes
     -----
     Importance sampling uses the in-sample propensities, which with a parametric model are conservative; doubly robust
-    methods use the cross-fitted ones. With a flexible model, only the latter are sound.
+    methods use the cross-fitted ones. With a flexible model, only the latter are sound. Estimating propensities that are known
+    (`overwrite=True`) can lower the error of importance sampling, by up to a quarter in docs/behavior_history.md; its intervals
+    are then too long.
 
     Unavailable actions get probability 0 and the rest is renormalised. Continuous actions are Gaussian around the
     regression, independent between dimensions: the variance of a linear model is the residual sum of squares divided by
