@@ -90,7 +90,7 @@ imbalance of the log (Hanna, Niekum & Stone 2019). Zhou et al. (2025, arXiv:2505
 the history, once the log is long enough. `benchmarks/behavior_history.py` tries it: root mean squared error (coverage of the 95 % interval) with known
 propensities, and with a logistic regression on the state and the last k states and actions.
 
-**What holds.** Estimating b(a|s) where b is known lowers the error of importance sampling on two of the four problems by 8 to 25 %, on the third by up
+**What holds.** Estimating b(a|s) where b is known lowers the error of importance sampling on two of the four problems by 8 to 23 %, on the third by up
 to 8 %, and does next to nothing on ModelWin; intervals, which take the estimated propensities as given, are then too long. Nothing changes for
 doubly robust methods.
 
