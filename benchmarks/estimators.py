@@ -114,6 +114,10 @@ ESTIMATORS: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
     "MQL": build("MinimaxQLearning"),
     "MQL kernel": build("MinimaxQLearning", discriminator="kernel"),
     "CoinDICE": build("CoinDICE"),
+    "ModelBased": build("ModelBased"),
+    "LinearGaussianModel": build("LinearGaussianModel"),
+    "BellmanCalibrated": build("BellmanCalibrated"),
+    "StackedQ": build("StackedQ"),
 }
 NETWORK = estimators.NeuralFunctions(n_updates=1500)
 # With networks, minimax weight learning is DualDICE to the last digit.
@@ -126,6 +130,7 @@ NEURAL: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
     "neural AlgaeDICE": dice("algae", network=NETWORK),
     "neural GradientDICE": build("GradientDICE", network=NETWORK),
     "neural MQL": build("MinimaxQLearning", network=NETWORK),
+    "ModelEnsemble": build("ModelEnsemble", n_updates=1500),
 }
 
 COLUMNS = ["estimator", "seed", "value", "std_error", "low", "high", "verdict", "seconds", "error"]

@@ -3,6 +3,7 @@
 if __name__ != "ope.estimators":
     raise ImportError(f"import this package as ope.estimators, not {__name__}")
 
+from ope.estimators.average_reward import AverageRewardLSTDQ
 from ope.estimators.bellman_calibrated import BellmanCalibrated
 from ope.estimators.bellman_error import CalibrationError as CalibrationError
 from ope.estimators.bellman_error import calibration_error as calibration_error
@@ -19,10 +20,12 @@ from ope.estimators.double_rl import DoubleReinforcementLearning
 from ope.estimators.doubly_robust import DoublyRobust
 from ope.estimators.efficient_dr import EfficientDoublyRobust
 from ope.estimators.fitted_q import FittedQEvaluation
+from ope.estimators.given_q import GivenQ
 from ope.estimators.gradient_dice import GradientDICE
 from ope.estimators.importance_sampling import ImportanceSampling, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.estimators.incremental_is import IncrementalIS
 from ope.estimators.kernel_is import KernelIS
+from ope.estimators.lepski import LepskiEstimator
 from ope.estimators.linear_gaussian import LinearGaussianModel
 from ope.estimators.lstd import LSTD
 from ope.estimators.lstdq import LSTDQ
@@ -33,6 +36,7 @@ from ope.estimators.minimax_weight import MinimaxWeightLearning
 from ope.estimators.model_based import ModelBased
 from ope.estimators.model_ensemble import ModelEnsemble
 from ope.estimators.neural_fqe import NeuralFittedQEvaluation
+from ope.estimators.simulator_q import SimulatorQ
 from ope.estimators.stacked_q import StackedQ
 from ope.estimators.state_marginal_is import StateMarginalIS
 from ope.estimators.tournament import q_tournament as q_tournament
@@ -43,6 +47,7 @@ __all__ = [
     "LSTD",
     "LSTDQ",
     "MAGIC",
+    "AverageRewardLSTDQ",
     "BellmanCalibrated",
     "CoinDICE",
     "ControlVariateIS",
@@ -51,10 +56,12 @@ __all__ = [
     "DoublyRobust",
     "EfficientDoublyRobust",
     "FittedQEvaluation",
+    "GivenQ",
     "GradientDICE",
     "ImportanceSampling",
     "IncrementalIS",
     "KernelIS",
+    "LepskiEstimator",
     "LinearGaussianModel",
     "MarginalizedIS",
     "MinimaxQLearning",
@@ -63,6 +70,7 @@ __all__ = [
     "ModelEnsemble",
     "NeuralFittedQEvaluation",
     "PerDecisionIS",
+    "SimulatorQ",
     "StackedQ",
     "StateMarginalIS",
     "TrajectoryIS",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.isotonic import isotonic_regression
+from scipy.optimize import isotonic_regression
 
 from ope import ragged
 from ope.dataset import LoggedDataset
@@ -155,7 +155,7 @@ class _Sweeps:
 def _isotonic(position: IntArray, targets: FloatArray, row_weight: FloatArray) -> FloatArray:
     mass = np.bincount(position, row_weight)
     mean = np.bincount(position, row_weight * targets) / mass
-    return np.asarray(isotonic_regression(mean, sample_weight=mass))
+    return np.asarray(isotonic_regression(mean, weights=mass).x)
 
 
 def merge_bins(bin_of_row: IntArray, episode: IntArray, min_episodes: int) -> IntArray:

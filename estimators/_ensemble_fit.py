@@ -15,7 +15,7 @@ from ope.estimators._ensemble_problem import ModelProblem, ModelScaling, fit_sca
 from ope.estimators._ensemble_rollouts import Actor, CandidateRollouts, RolloutPlan, simulate
 from ope.estimators._ensemble_training import Settings, TrainedModels, train_models
 from ope.estimators._linear_rollouts import rollout_steps
-from ope.estimators._neural_fqe_support import MAX_REFERENCE, USUAL, _nearest
+from ope.estimators._neural_fqe_support import MAX_REFERENCE, REFERENCE_CHUNK, USUAL, _nearest
 from ope.inference.weights import resampling_weights
 from ope.neural.device import resolve_device, use_threads
 from ope.policy import Policy
@@ -50,6 +50,8 @@ class EnsembleFit:
     member_noise : float
         Mean Monte Carlo variance of these.
     outside, moved, cut, alive, novelty : float
+    ess : float
+        Effective number of episodes that simulated visits are like.
     unsettled : float
     diverged : int
     n_updates : float
@@ -66,6 +68,7 @@ class EnsembleFit:
     cut: float
     alive: float
     novelty: float
+    ess: float
     unsettled: float
     diverged: int
     n_updates: float
@@ -86,7 +89,7 @@ def fit_candidates(
     with use_threads(settings.n_threads):
         trained = train_models(problem, table, held, data.lengths, settings)
         trained = trained.on(device)
-        support = _Support.build(problem, data, settings.seed)
+        support = _Support.build(problem, data, weight, settings.seed)
 
         def ask(policy: Policy) -> EnsembleFit | Exception:
             try:
@@ -120,6 +123,7 @@ def member_weights(data: LoggedDataset, weight: FloatArray, config: Configuratio
 def _collect(
     seen: CandidateRollouts, trained: TrainedModels, support: _Support, scaling: ModelScaling, plan: RolloutPlan
 ) -> EnsembleFit:
+    novelty, ess = support.compare(seen.visits, scaling)
     return EnsembleFit(
         values=seen.returns.mean(axis=1),
         member_noise=member_noise(seen.returns),
@@ -127,7 +131,8 @@ def _collect(
         moved=seen.moved,
         cut=seen.cut,
         alive=seen.alive,
-        novelty=support.novelty(seen.visits, scaling),
+        novelty=novelty,
+        ess=ess,
         unsettled=trained.unsettled,
         diverged=int(trained.diverged.sum()),
         n_updates=float(trained.n_updates.mean()),
@@ -152,32 +157,46 @@ def member_noise(returns: FloatArray) -> float:
 
 @dataclass(frozen=True, eq=False)
 class _Support:
-    """Logged pairs, and how far apart nine in ten of them are at most from the nearest of another episode."""
+    """Logged pairs, their episodes and weights, and how far apart nine in ten of them are at most from the nearest of another episode."""
 
     pairs: torch.Tensor
     episodes: torch.Tensor
+    weight: torch.Tensor
     usual: float
 
     @classmethod
-    def build(cls, problem: ModelProblem, data: LoggedDataset, seed: int) -> _Support:
+    def build(cls, problem: ModelProblem, data: LoggedDataset, weight: FloatArray, seed: int) -> _Support:
         """Look at the log."""
-        rng, n = np.random.default_rng(seed), len(data)
-        chosen = torch.from_numpy(np.sort(rng.choice(n, min(n, MAX_REFERENCE), replace=False)))
-        own = torch.from_numpy(rng.choice(n, min(n, N_OWN), replace=False))
-        scaling = problem.scaling
-        states = problem.transitions.states[: len(data)]
+        rng, row_weight = np.random.default_rng(seed), np.repeat(weight, data.lengths)
+        rows = np.flatnonzero(row_weight > 0)
+        chosen = np.sort(rng.choice(rows, min(len(rows), MAX_REFERENCE), replace=False))
+        own = torch.from_numpy(rng.choice(rows, min(len(rows), N_OWN), replace=False))
+        scaling, states = problem.scaling, problem.transitions.states[: len(data)]
         table = torch.cat([states, problem.inputs[:, -scaling.n_actions :]], dim=1).cpu()
         pairs, episode = _spaced(table, scaling), torch.from_numpy(ragged.episode_index(data.offsets))
         distance = _nearest(pairs[own], episode[own], pairs[chosen], episode[chosen])
-        return cls(pairs[chosen], episode[chosen], float(np.quantile(distance, USUAL)))
+        usual = float(np.quantile(distance, USUAL)) * (1.0 + 1e-6)
+        return cls(pairs[chosen], episode[chosen], torch.from_numpy(row_weight[chosen]), usual)
 
-    def novelty(self, visits: FloatArray, scaling: ModelScaling) -> float:
-        """Return the share of visits that are farther from the log."""
+    def compare(self, visits: FloatArray, scaling: ModelScaling) -> tuple[float, float]:
+        """Return the share of visits that are farther from the log, and the effective number of episodes that they are like.
+
+        Notes
+        -----
+        A visit counts for the logged pairs that are as near as is usual, or else for the nearest. Where states and actions repeat, these are
+        its equals: the ratios of visits of a tabular model.
+        """
         if len(visits) == 0:
-            return 0.0
+            return 0.0, 0.0
         queries = _spaced(torch.as_tensor(visits, dtype=torch.float32), scaling)
         distance = _nearest(queries, torch.full((len(visits),), -1), self.pairs, self.episodes)
-        return float(np.mean(distance > self.usual * (1.0 + 1e-6)))
+        reach = torch.from_numpy(np.maximum(distance * (1.0 + 1e-6), self.usual))[:, None]
+        parts = torch.split(self.pairs, REFERENCE_CHUNK)
+        near = torch.cat([torch.cdist(queries, part) <= reach for part in parts], dim=1)
+        shares = near * self.weight
+        mass = (shares / shares.sum(dim=1, keepdim=True)).sum(dim=0)
+        episodes = torch.bincount(self.episodes, mass)
+        return float(np.mean(distance > self.usual)), float(episodes.sum().square() / episodes.square().sum())
 
 
 def _spaced(pairs: torch.Tensor, scaling: ModelScaling) -> torch.Tensor:

@@ -72,12 +72,6 @@ class ModelScaling:
         return len(self.low)
 
     @property
-    def n_inputs(self) -> int:
-        """Number of inputs of a network."""
-        times = 0 if self.horizon is None else time_columns(np.zeros(1, np.int64), self.horizon).shape[1]
-        return self.n_states + times + self.n_actions
-
-    @property
     def n_outputs(self) -> int:
         """Outputs of a network: of the next state, mean and log variance of the reward, a logit of the end where it follows from the pair."""
         return (1 if self.one_hot else 2) * self.n_states + 2 + int(self.ends == "pair")

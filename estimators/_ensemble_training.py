@@ -271,8 +271,10 @@ class ModelStep(TrainingStep):
 
     def unsettled(self) -> float:
         """Return the share of members that explained more and more of held-out rows in the last fifth of the plan."""
-        path = torch.stack(self.misses)
-        before = max(1, int(0.8 * WINDOWS))
+        path, planned = torch.stack(self.misses), self.settings.n_updates // self.window
+        if planned < 2:
+            return 1.0
+        before = int(0.8 * planned)
         if len(path) <= before:
             return 0.0
         fall = path[:before].amin(dim=0) - path.amin(dim=0)
@@ -328,10 +330,10 @@ def _log_odds(problem: ModelProblem) -> float:
 
 
 def _draw(weight: FloatArray, seed: int) -> torch.Tensor:
-    """Draw the rows on which members are judged, (K, m)."""
+    """Draw the rows on which members are judged, (K, m): systematic samples, which hold equal rows equally often."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "held out"))
-    cdf = torch.from_numpy(weight).cumsum(dim=1)
-    spots = torch.rand(len(weight), min(CHECK_ROWS, 4 * weight.shape[1]), generator=generator, dtype=torch.float64)
+    cdf, m = torch.from_numpy(weight).cumsum(dim=1), min(CHECK_ROWS, weight.shape[1])
+    spots = (torch.arange(m) + torch.rand(len(weight), 1, generator=generator, dtype=torch.float64)) / m
     rows = torch.searchsorted(cdf, spots * cdf[:, -1:], right=True)
     last = torch.searchsorted(cdf, cdf[:, -1:].contiguous())
     return torch.minimum(rows, last)

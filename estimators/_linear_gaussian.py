@@ -242,3 +242,68 @@ def unexplained(h: FloatArray, seen: View, weight: FloatArray, n_slots: int) -> 
         inverse, _, _ = _pseudo_inverses(gram[None], 0.0)
         out[rows] = np.where(own > 0, h[rows] - phi @ (inverse[0] @ (phi.T @ (own * h[rows]))), 0.0)
     return out
+
+
+# -------------------------------------------------------------------- a fitted log
+
+
+@dataclass(frozen=True, eq=False)
+class FittedLog:
+    """A log through the units of a model, and the model; iteration gives its blocks and which episodes these hold.
+
+    Parameters
+    ----------
+    log : LoggedDataset
+    weight : ndarray of shape (n_episodes,)
+    units : Units
+    horizon : int or None
+        None: the infinite-horizon value.
+    pooled : bool
+        With a horizon: one model for all steps.
+    sums : LinearSums
+    model : LinearModel
+    """
+
+    log: LoggedDataset
+    weight: FloatArray
+    units: Units
+    horizon: int | None
+    pooled: bool
+    sums: LinearSums
+    model: LinearModel
+
+    @classmethod
+    def fit(cls, log: LoggedDataset, weight: FloatArray, horizon: int | None, pooled: bool) -> FittedLog:
+        """Regress all blocks."""
+        units = Units.fit(log)
+        n_slots = 1 if horizon is None or pooled else horizon
+        looked = views(log, units, horizon is None or pooled)
+        sums = merge([summarise(seen, weight[own], n_slots) for seen, own in looked])
+        return cls(log, weight, units, horizon, pooled, sums, regress(sums))
+
+    @property
+    def n_slots(self) -> int:
+        """Number of models."""
+        return len(self.model.theta)
+
+    @property
+    def by_step(self) -> bool:
+        """Whether each step has a model of its own."""
+        return self.horizon is not None and not self.pooled
+
+    @property
+    def ended(self) -> bool:
+        """Whether terminal states play a part."""
+        return bool((self.log.ends == End.TERMINAL).any())
+
+    def __iter__(self) -> Iterator[tuple[View, slice]]:
+        return views(self.log, self.units, self.horizon is None or self.pooled)
+
+
+def views(log: LoggedDataset, units: Units, horizon_continues: bool) -> Iterator[tuple[View, slice]]:
+    """Yield the blocks of a log, and which episodes these hold."""
+    first = 0
+    for block in log.blocks():
+        own = slice(first, first + block.n_episodes)
+        first = own.stop
+        yield view(block, units, horizon_continues), own

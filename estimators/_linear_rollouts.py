@@ -131,11 +131,11 @@ def simulate(
     alive, returns, visits = np.ones(states.shape[:2]), np.zeros(states.shape[:2]), np.zeros(2)
     gamma = question.gamma
     for t in range(question.n_steps):
-        slot, weight = stack.slot(t), gamma**t * alive
+        slot, present = stack.slot(t), gamma**t * alive
         x = question.units.inputs(states, question.act(states, act_rng))
-        returns += weight * np.einsum("mrq,mq->mr", question.units.products(x), stack.beta[:, slot])
+        returns += present * np.einsum("mrq,mq->mr", question.units.products(x), stack.beta[:, slot])
         beyond = ((states[0] < question.low) | (states[0] > question.high)).any(axis=1)
-        visits += weight[0] @ beyond, weight[0].sum()
+        visits += present[0] @ beyond, present[0].sum()
         if stack.hazard is not None:
             alive = alive * (1.0 - hazard_of(hazard_features(x, t, question), stack.hazard))
         noise = rng.standard_normal(states.shape[1:])

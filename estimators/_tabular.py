@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +19,10 @@ from ope.validation import FloatArray, IntArray
 
 NOTHING, UNKNOWN = -1, -2
 SAME = 1e-9
+# Tables of up to so many entries are multiplied densely: the overhead of a sparse product is larger than the product.
+DENSE_ENTRIES = 100_000
+
+Table: TypeAlias = FloatArray | sparse.csr_array | sparse.csc_array
 
 Transform = Callable[[FloatArray], FloatArray]
 
@@ -185,11 +190,11 @@ class CountedModel:
         return slice(int(self.slots[slot]), int(self.slots[slot + 1]))
 
     @cached_property
-    def _parts(self) -> list[tuple[sparse.csr_array, sparse.csc_array]]:
+    def _parts(self) -> list[tuple[Table, Table]]:
         # Cutting rows out is slow, and is needed again and again.
-        if len(self.slots) == 2:
-            return [(self.onward, self.onward.T)]
-        cut = [self.onward[first:last] for first, last in pairwise(self.slots)]
+        small = self.onward.shape[0] * self.n_states <= DENSE_ENTRIES
+        table = self.onward.toarray() if small else self.onward
+        cut = [table] if len(self.slots) == 2 else [table[first:last] for first, last in pairwise(self.slots)]
         return [(part, part.T) for part in cut]
 
     def expected(self, t: int, values: FloatArray) -> FloatArray:

@@ -559,3 +559,54 @@ def judge_width(
         "the true value, but it cannot tell a candidate better than every logged episode from one worse than all, and the number in its middle means little. "
         "Do not decide by it: log more episodes, use fewer features, or a candidate closer to the log."
     )
+
+
+def judge_average_range(value: float, data: LoggedDataset) -> Finding:
+    """Judge whether rewards as large as those logged (or as `reward_range` allows) can have the value for their mean."""
+    least, most = data.reward_range if data.reward_range is not None else (data.rewards.min(), data.rewards.max())
+    slack = 1e-6 * max(abs(float(least)), abs(float(most)))
+    if not np.isfinite(value) or least - slack <= value <= most + slack:
+        return None
+    return Level.REFUSE, (
+        f"The average {value:.3g} lies outside {float(least):.3g} to {float(most):.3g}, between which all rewards lie: the model extrapolates, or the log is too "
+        "small. Use richer features, more data, or a candidate closer to the logged policy."
+    )
+
+
+def judge_average_width(influence: FloatArray, data: LoggedDataset) -> Finding:
+    """Judge whether the interval of an average is narrower than the mean rewards of logged episodes differ by."""
+    means = np.add.reduceat(data.rewards, data.offsets[:-1]) / data.lengths
+    width, low, high = 2.0 * 1.96 * standard_error(influence), float(means.min()), float(means.max())
+    if not np.isfinite(width) or width <= THRESHOLDS.width * (max(high, 0.0) - min(low, 0.0)):
+        return None
+    return Level.CAUTION, (
+        f"The 95 % interval is {width:.3g} wide, more than lies between the least and the greatest mean reward of a logged episode ({low:.3g} to {high:.3g}, 0 included): "
+        "the number in its middle means little. Do not decide by it: log more or longer episodes, use fewer features, or a candidate closer to the log."
+    )
+
+
+def judge_one_average(condition: float) -> Finding:
+    """Judge whether the equations of an average have one solution."""
+    if condition <= THRESHOLDS.condition:
+        return None
+    level = Level.REFUSE if condition > THRESHOLDS.singular else Level.CAUTION
+    return level, (
+        f"The linear system has condition number {condition:.1g}: as far as the log shows, the candidate can be caught in several parts of the states, each with an "
+        "average of its own, or the features repeat each other. Log transitions between these parts, use fewer features, a ridge, or LSTDQ with gamma < 1."
+    )
+
+
+def judge_taken_on_trust(what: str) -> Finding:
+    """Say that a value does not come from the log."""
+    return Level.REFUSE, (
+        f"The value is that of a given model ({what}), for which nothing of the log speaks: its error is unknown, and the interval is that of the first states and of simulation "
+        f"alone. Let the log correct it: DoublyRobust(q={what}(...)) or EfficientDoublyRobust(q={what}(...)), whose intervals hold where the model is wrong."
+    )
+
+
+def judge_bins(n_bins: float) -> Finding:
+    """Say that bins of a calibrated Q are searched for where they value."""
+    return Level.CAUTION, (
+        f"The value rests on {n_bins:.3g} bins that were found on the very episodes they value: the interval leaves out the luck of that search and the bias of wide "
+        "bins, and is too short. Take the calibration error for what it says of the Q model, and the value from LSTDQ or DoublyRobust."
+    )

@@ -23,7 +23,7 @@ from ope.estimators._specification import past_p_value
 from ope.estimators._support import unsupported_share
 from ope.estimators.marginalized_is import MarginalizedIS
 from ope.policy import Policy, Requirement
-from ope.validation import FloatArray, IntArray
+from ope.validation import FloatArray, IntArray, check_number
 from ope.verdict import Level, Verdict
 
 _Plan = list[tuple[IntArray, IntArray]]
@@ -96,6 +96,23 @@ def normalized_by_step(
     return float(ahead[0]), psi - np.mean(weight * psi)
 
 
+def capped(c: FloatArray, cap: float, weight: FloatArray, offsets: IntArray, stationary: bool) -> FloatArray:
+    """Return ratios of no more than `cap` times their mean over the log, or over each of its steps where they are time-indexed.
+
+    Examples
+    --------
+    >>> capped(np.array([1.0, 1.0, 4.0, 2.0]), 1.5, np.ones(2), np.array([0, 2, 4]), stationary=True)
+    array([1., 1., 3., 2.])
+    >>> capped(np.array([1.0, 1.0, 4.0, 2.0]), 1.5, np.ones(2), np.array([0, 2, 4]), stationary=False)
+    array([1.  , 1.  , 3.75, 2.  ])
+    """
+    group = np.zeros(len(c), dtype=np.int64) if stationary else ragged.step_index(offsets)
+    row_weight = np.repeat(weight, np.diff(offsets))
+    mass = np.bincount(group, row_weight)
+    mean = np.divide(np.bincount(group, row_weight * c), mass, out=np.full(len(mass), np.inf), where=mass > 0)
+    return np.asarray(np.minimum(c, cap * np.maximum(mean, 0.0)[group]))
+
+
 # -------------------------------------------------------------------- estimator
 
 
@@ -115,6 +132,10 @@ class DoubleReinforcementLearning(CrossFitted):
     separate : bool
         Fit Q on one half of the episodes outside a fold and the ratio on the other, and the other way round, so that their errors are
         independent [4]_.
+    ratio_cap : float or None
+        Upper limit of the ratios, in units of their mean over the log (over each step where they are time-indexed), at least 1 [5]_; None for
+        none. The bias is that of Q where ratios were capped; by how much the value moved is reported as ``cap_shift``.
+        `LepskiEstimator` chooses a cap.
     n_folds : int
         Q and the ratio are cross-fitted by episode in this many folds, at least 2.
     random_state : int
@@ -138,6 +159,7 @@ class DoubleReinforcementLearning(CrossFitted):
        learning. Operations Research 70.
     .. [3] Liu, Li, Tang, Zhou (2018). Breaking the curse of horizon: infinite-horizon off-policy estimation. NeurIPS.
     .. [4] Newey, Robins (2018). Cross-fitting and fast remainder rates for semiparametric estimation. arXiv:1801.09138.
+    .. [5] Mehrabi, Wager (2024). Off-policy evaluation in Markov decision processes under weak distributional overlap. arXiv:2402.08201.
 
     Examples
     --------
@@ -169,6 +191,7 @@ class DoubleReinforcementLearning(CrossFitted):
         ratio: RatioEstimator | None = None,
         self_normalized: bool = False,
         separate: bool = True,
+        ratio_cap: float | None = None,
         n_folds: int = 5,
         random_state: int = 0,
     ) -> None:
@@ -177,6 +200,7 @@ class DoubleReinforcementLearning(CrossFitted):
         self.ratio = ratio
         self.self_normalized = self_normalized
         self.separate = separate
+        self.ratio_cap = ratio_cap
         self.n_folds = n_folds
         self.random_state = random_state
 
@@ -198,6 +222,10 @@ class DoubleReinforcementLearning(CrossFitted):
                 f"{owner}: `ratio` must be an estimator of ratios of visits (MarginalizedIS, StateMarginalIS) or None, got {type(self.ratio).__name__}."
             )
         self._nested_ratio()._validate()
+        if self.ratio_cap is not None:
+            check_number(
+                owner, "ratio_cap", self.ratio_cap, "a number of at least 1, or None", "pass e.g. ratio_cap=8", 1.0
+            )
         flags = {_is_stationary(model) for model in (self.q, self.ratio) if model is not None}
         if len(flags) > 1:
             raise ValueError(
@@ -224,11 +252,14 @@ class DoubleReinforcementLearning(CrossFitted):
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         exits = exit_shares(data, self._gamma, self._stationary(data))
-        parts, n_left_out, unfinished = [], 0, 0
+        parts, n_left_out, unfinished, uncapped = [], 0, 0, []
         with np.errstate(over="ignore", invalid="ignore"):
             for predictions, c in self._pairs(data, policy, weight):
                 delta, n_left_out = self._pseudo_rewards(data, predictions)
                 v_0 = predictions.v[data.offsets[:-1]]
+                if self.ratio_cap is not None:
+                    uncapped.append(self._correct(data, c, delta, exits, weight)[0])
+                    c = capped(c, self.ratio_cap, weight, data.offsets, self._stationary(data))
                 parts.append(_Part(c, delta, v_0, *self._correct(data, c, delta, exits, weight)))
                 unfinished += predictions.unfinished
             whole = _Part(*(np.mean(column, axis=0) for column in zip(*parts, strict=True)))
@@ -242,6 +273,9 @@ class DoubleReinforcementLearning(CrossFitted):
                 "left_out_transitions": n_left_out,
             }
             findings = self._judge(data, policy, value, influence, diagnostics)
+            if self.ratio_cap is not None:
+                diagnostics["cap_shift"] = float(whole.value - np.mean(uncapped))
+                findings.append(_judge_cap(diagnostics["cap_shift"], verdicts.standard_error(influence)))
         return self._result(
             data,
             name,
@@ -321,6 +355,15 @@ class DoubleReinforcementLearning(CrossFitted):
             verdicts.judge_propensities(data, orthogonal=True) if self.needs_propensities else None,
             verdicts.judge_unlogged(*unlogged_mass(data, policy)),
         ]
+
+
+def _judge_cap(shift: float, std_error: float) -> verdicts.Finding:
+    if abs(shift) <= verdicts.THRESHOLDS.tail_harmless * std_error:
+        return None
+    return Level.CAUTION, (
+        f"Capping the ratios moved the value by {shift:.3g}, beside a standard error of {std_error:.3g}: the Q model alone answers for what was cut off, and "
+        "the interval does not include its bias. Raise ratio_cap=, or compare with LSTDQ."
+    )
 
 
 def _judge_visits(value: float) -> verdicts.Finding:

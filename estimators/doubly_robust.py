@@ -137,7 +137,7 @@ class DoublyRobust(CrossFitted):
     gamma : float
         Discount factor in [0, 1].
     q : Q-based estimator or None
-        `LSTDQ` (default) or `FittedQEvaluation`; it inherits gamma.
+        `LSTDQ` (default), `FittedQEvaluation`, a simulator (`SimulatorQ`) or a given function (`GivenQ`); it inherits gamma.
     weighted : bool
         Self-normalise the weights of each step (WDR): a small bias for less variance.
     n_folds : int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -20,13 +20,12 @@ from ope.estimators import _model_verdicts as models
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._features import history_features, is_one_hot, richer_features
 from ope.estimators._importance import unlogged_mass
-from ope.estimators._linear_gaussian import LinearModel, Units, View
+from ope.estimators._linear_gaussian import FittedLog, LinearModel
 from ope.estimators._linear_gaussian_values import LinearPolicy, LinearValue
 from ope.estimators._simulation import SimulatingEstimator
 from ope.estimators._specification import score_test
 from ope.inference.weights import resampling_weights
 from ope.policy import Policy
-from ope.schema import End
 from ope.validation import FloatArray, IntArray, check_integer
 from ope.verdict import Level, Verdict
 
@@ -127,7 +126,9 @@ class LinearGaussianModel(SimulatingEstimator):
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         self._check_states(data)
         order = np.argsort(data.episode_keys, kind="stable")
-        fitted = self._fitted(data.select(order), weight[order])
+        stationary = bool(self.stationary) or data.horizon is None
+        horizon, pooled = (None if stationary else data.horizon), bool(self.homogeneous) and not stationary
+        fitted = FittedLog.fit(data.select(order), weight[order], horizon, pooled)
         candidate = None
         if not data.discrete:
             candidate = values.linear_policy(policy, fitted.log.states, fitted.units)
@@ -135,19 +136,10 @@ class LinearGaussianModel(SimulatingEstimator):
             return self._simulate(data, policy, name, fitted, candidate)
         return self._solve(data, name, fitted, candidate, np.argsort(order))
 
-    def _fitted(self, log: LoggedDataset, weight: FloatArray) -> _Fitted:
-        stationary = bool(self.stationary) or log.horizon is None
-        pooled = bool(self.homogeneous) and not stationary
-        fitted = _Fitted(log, weight, Units.fit(log), None if stationary else log.horizon, pooled)
-        sums = [linear.summarise(seen, weight[own], fitted.n_slots) for seen, own in fitted]
-        fitted.sums = linear.merge(sums)
-        fitted.model = linear.regress(fitted.sums)
-        return fitted
-
     # ---------------------------------------------------------------- closed form
 
     def _solve(
-        self, data: LoggedDataset, name: str, fitted: _Fitted, candidate: LinearPolicy, back: IntArray
+        self, data: LoggedDataset, name: str, fitted: FittedLog, candidate: LinearPolicy, back: IntArray
     ) -> Estimate:
         gamma, model, weight = self._gamma, fitted.model, fitted.weight
         found = values.evaluate(model, candidate, fitted.sums.start / fitted.sums.n, gamma, fitted.horizon)
@@ -183,7 +175,7 @@ class LinearGaussianModel(SimulatingEstimator):
     # ---------------------------------------------------------------- simulation
 
     def _simulate(
-        self, data: LoggedDataset, policy: Policy, name: str, fitted: _Fitted, candidate: LinearPolicy | None
+        self, data: LoggedDataset, policy: Policy, name: str, fitted: FittedLog, candidate: LinearPolicy | None
     ) -> Estimate:
         gamma, stationary = self._gamma, fitted.horizon is None
         seen = self._roll_out(fitted, self._question(policy, fitted, candidate))
@@ -198,7 +190,7 @@ class LinearGaussianModel(SimulatingEstimator):
         }
         noisy, widening = models.judge_noise(seen.noise, seen.spread, "n_rollouts=")
         findings = [
-            _judge_simulated(seen.finite),
+            models.judge_simulated(seen.finite),
             verdicts.judge_range(seen.value, data, gamma, stationary, Level.REFUSE),
             models.judge_replicates(len(seen.replicates)),
             models.judge_few(data.n_episodes),
@@ -222,7 +214,7 @@ class LinearGaussianModel(SimulatingEstimator):
             verdict=Verdict.of(findings),
         )
 
-    def _roll_out(self, fitted: _Fitted, question: rollouts.Question) -> _Simulated:
+    def _roll_out(self, fitted: FittedLog, question: rollouts.Question) -> _Simulated:
         """Simulate the model at length, and beside it, with fewer episodes, models of resampled episodes."""
         seed, n_rollouts, weights = int(self.random_state), int(self.n_rollouts), fitted.weight[None]
         if self.n_bootstrap:
@@ -240,7 +232,7 @@ class LinearGaussianModel(SimulatingEstimator):
             spread = float(np.std(replicates, ddof=1)) if len(replicates) > 1 and finite else float("nan")
         return _Simulated(value, noise, replicates, spread, finite, seen.outside, seen.alive)
 
-    def _question(self, policy: Policy, fitted: _Fitted, candidate: LinearPolicy | None) -> rollouts.Question:
+    def _question(self, policy: Policy, fitted: FittedLog, candidate: LinearPolicy | None) -> rollouts.Question:
         log, units = fitted.log, fitted.units
         low, high = (units.states(getattr(log.states, side)(axis=0)) for side in ("min", "max"))
         margin = rollouts.MARGIN * (high - low)
@@ -266,45 +258,10 @@ class _Simulated:
     alive: float
 
 
-# -------------------------------------------------------------------- the fitted log
+# -------------------------------------------------------------------- models of resampled episodes
 
 
-@dataclass(eq=False)
-class _Fitted:
-    """A log through the units of a model, and the model; horizon None: the infinite-horizon value."""
-
-    log: LoggedDataset
-    weight: FloatArray
-    units: Units
-    horizon: int | None
-    pooled: bool
-    sums: Any = None
-    model: Any = None
-
-    @property
-    def by_step(self) -> bool:
-        """Whether each step has a model of its own."""
-        return self.horizon is not None and not self.pooled
-
-    @property
-    def n_slots(self) -> int:
-        """Number of models."""
-        return int(self.horizon or 1) if self.by_step else 1
-
-    @property
-    def ended(self) -> bool:
-        """Whether terminal states play a part."""
-        return bool((self.log.ends == End.TERMINAL).any())
-
-    def __iter__(self) -> Iterator[tuple[View, slice]]:
-        first = 0
-        for block in self.log.blocks():
-            own = slice(first, first + block.n_episodes)
-            first = own.stop
-            yield linear.view(block, self.units, self.horizon is None or self.pooled), own
-
-
-def _stack(fitted: _Fitted, weights: FloatArray, question: rollouts.Question) -> rollouts.Stack:
+def _stack(fitted: FittedLog, weights: FloatArray, question: rollouts.Question) -> rollouts.Stack:
     """Fit a model to each row of weights."""
     found, looked = [fitted.model], list(fitted)
     for weight in weights[1:]:
@@ -336,7 +293,7 @@ def _unsupported(model: LinearModel, found: LinearValue) -> float:
     return float(np.abs(left).sum() / max(float(np.abs(load).sum()), np.finfo(float).tiny))
 
 
-def _specification(fitted: _Fitted, gamma: float, found: LinearValue | None) -> dict[str, float]:
+def _specification(fitted: FittedLog, gamma: float, found: LinearValue | None) -> dict[str, float]:
     """Return the p-values of the hypotheses that errors are unrelated to the past, the step, and waves of states and actions."""
     seen, own = next(iter(fitted))
     block = next(fitted.log.blocks())
@@ -374,7 +331,7 @@ def _closed_findings(
     """Judge a closed form."""
     limits = verdicts.THRESHOLDS
     return [
-        verdicts.judge_finite(found.value, psi),
+        models.judge_value(found.value),
         models.judge_radius(found.radius),
         verdicts.judge_range(found.value, data, gamma, stationary, Level.REFUSE),
         verdicts.judge_width(psi, data, gamma, stationary),
@@ -392,12 +349,3 @@ def _contradictions(diagnostics: Mapping[str, Any]) -> list[verdicts.Finding]:
         models.judge_linear(diagnostics["features_p"]),
         models.judge_homogeneous(diagnostics["homogeneous_p"]),
     ]
-
-
-def _judge_simulated(finite: bool) -> verdicts.Finding:
-    if finite:
-        return None
-    return Level.REFUSE, (
-        "Simulated episodes run away to infinity: the fitted transitions are unstable under the candidate, or extrapolate. Use a candidate closer to the log, a "
-        "horizon, or LSTDQ."
-    )

@@ -240,7 +240,7 @@ class ModelBased(QEstimator):
             **_specification(data, counted, solution, gamma, weight),
         }
         findings = [
-            verdicts.judge_finite(solution.value, psi),
+            models.judge_value(solution.value),
             verdicts.judge_range(solution.value, data, gamma, counted.horizon is None, Level.REFUSE),
             verdicts.judge_width(psi, data, gamma, counted.horizon is None),
             *models.tabular_findings(diagnostics, counted.pooled),

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 REMEDY_UPDATES = "1000 is a first look, 4000 the default"
 SHOWN = (
-    "outside", "moved", "cut", "novelty", "alive", "unsettled", "diverged", "n_updates", "held_out", "n_steps",
+    "outside", "moved", "cut", "novelty", "ess", "alive", "unsettled", "diverged", "n_updates", "held_out", "n_steps",
 )  # fmt: skip
 # Of the variance between members, what is left at least when the noise of their rollouts is taken out.
 LEAST_SHARE = 0.25
@@ -82,8 +82,8 @@ class ModelEnsemble(SimulatingEstimator):
 
     The value is the mean of the members. `replicates` are their values, with the noise of their rollouts taken out of the
     variance (down to a quarter of it). They know the noise of the log and the chance of training, not what all members have in
-    common: the verdict asks in addition whether they disagree, whether simulated episodes go where nothing was logged, and
-    whether members had stopped learning.
+    common: the verdict asks in addition whether they disagree, whether simulated episodes go where nothing was logged or only a
+    few episodes went (``ess``), and whether members had stopped learning.
 
     References
     ----------
@@ -231,7 +231,7 @@ class ModelEnsemble(SimulatingEstimator):
             "truncated_share": verdicts.truncated_share(data),
         }
         findings = [
-            verdicts.judge_finite(value, None),
+            models.judge_value(value),
             verdicts.judge_range(value, data, gamma, stationary, Level.REFUSE),
             models.judge_replicates(len(replicates)),
             models.judge_few(data.n_episodes),

@@ -14,7 +14,7 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimators._crossfit import cross_fit_q, folds, temporal_differences
 from ope.estimators._q import QEstimator, QPredictions
-from ope.estimators.bellman_error import checked_q
+from ope.estimators.bellman_error import checked_q, half_fits
 from ope.estimators.stacked_q import check_finite, check_members, member_names
 from ope.policy import Policy, continuing_ends
 from ope.validation import BoolArray, FloatArray, IntArray, check_integer, check_number
@@ -81,13 +81,41 @@ def play(q: FloatArray, delta: FloatArray, used: BoolArray, offsets: IntArray, w
     return Matches(moments, std_errors, psi)
 
 
+def lasting(full: Matches, halved: Sequence[Matches], noise: float) -> Matches:
+    """Return what an endless log would leave of the matches, with standard errors that know the noise of the fitted Q.
+
+    Parameters
+    ----------
+    full : Matches
+    halved : sequence of Matches
+        Of fits on half as many episodes; without one nothing is extrapolated.
+    noise : float
+        Variance of a difference of fitted and test mean over that of the test mean.
+
+    Notes
+    -----
+    The errors of a right but noisy q_i are part of q_i - q_j: the moment has a bias of order 1 / n, which 2 m(n) - m(n / 2) is free of.
+
+    Examples
+    --------
+    >>> full, half = (Matches(np.full((1, 1), m), np.ones((1, 1)), np.array([[[1.0]], [[-1.0]]])) for m in (3.0, 5.0))
+    >>> lasting(full, [half, half], 2.0).moments, lasting(full, [], 2.0).std_errors
+    (array([[1.]]), array([[1.41421356]]))
+    """
+    moments, psi, n = full.moments, full.influence, len(full.influence)
+    if halved:
+        moments = 2.0 * moments - np.mean([own.moments for own in halved], axis=0)
+        psi = 2.0 * psi - np.mean([own.influence for own in halved], axis=0)
+    return Matches(moments, np.sqrt(noise * (psi**2).sum(axis=0) / (n * max(n - 1, 1))), psi)
+
+
 def q_tournament(
     data: LoggedDataset,
     policy: Policy,
     q: Sequence[QEstimator] | Mapping[str, QEstimator],
     *,
     gamma: float,
-    n_folds: int = 2,
+    n_folds: int = 5,
     level: float = 0.95,
     episode_weight: npt.ArrayLike | None = None,
     random_state: int = 0,
@@ -104,7 +132,7 @@ def q_tournament(
     gamma : float
         Discount factor in [0, 1].
     n_folds : int
-        They are fitted outside the fold of each episode, at least 2.
+        They are fitted outside the fold of each episode, at least 2, and once more on each half of the episodes there.
     level : float
         A method is rejected where its p-value is below 1 - level.
     episode_weight : array-like of shape (n_episodes,), optional
@@ -127,14 +155,16 @@ def q_tournament(
     With d_i = q_i - (r + gamma E_pi q_i(s', .)), L_ij = |mean((q_i - q_j) d_i)|: 0 where q_i is right, whatever the noise of rewards and
     transitions, and large where q_i is wrong in the direction of q_j. Squared temporal differences instead add the
     variance of the target and prefer Q functions that are flat (double sampling); they are not reported. A Q function that errs in a direction
-    in which no other differs from it is not found out: offer methods of different kinds. Standard errors are clustered by
-    episode, for the Q functions as they were fitted; that of a right method has errors of its own, so that a short log rejects it
-    somewhat more often than at 1 - level. Where several are left, combine them by `StackedQ`.
+    in which no other differs from it is not found out: offer methods of different kinds. Standard errors are clustered by episode.
+
+    A right method has noise of its own, which biases its moments by the order of 1 / n: with a value for each step and 64 to 256 episodes the right one
+    lost most matches by it. Moments are therefore 2 m(n) - m(n / 2), with m(n / 2) of fits on half as many episodes, and their variance holds
+    the noise of the fits, as in `calibration_error`. Where several are left, combine them by `StackedQ`; see ``docs/choice_of_q.md``.
 
     References
     ----------
-    Liu, Zhao, Jiang et al. (2025). Model selection for off-policy evaluation: new algorithms and experimental protocol.
-    arXiv 2502.08021.
+    Liu, Zhao, Agarwal, Liu, Huang, Amortila, Jiang (2025). Model selection for off-policy evaluation: new algorithms and experimental
+    protocol. NeurIPS. arXiv 2502.08021.
 
     Examples
     --------
@@ -161,7 +191,10 @@ def q_tournament(
     fitted = [cross_fit_q(member, data, policy, weight, parts) for member in nested]
     check_finite(OWNER, fitted, members)
     stationary = bool(getattr(members[0], "stationary", False)) or data.horizon is None
-    found = _play_on(data, fitted, weight, float(gamma), stationary)
+    smaller = [half_fits(member, data, policy, weight, parts, random_state) for member in nested]
+    rounds = [fitted, *(list(own) for own in zip(*smaller, strict=True))] if all(smaller) else [fitted]
+    played = [_play_on(data, own, weight, float(gamma), stationary) for own in rounds]
+    found = lasting(played[0], played[1:], n_folds / (n_folds - 1))
     values = [float(np.mean(weight * own.v[data.offsets[:-1]])) for own in fitted]
     return _table(found, names, values, 1.0 - level)
 

@@ -12,6 +12,7 @@ from typing import Any
 OWNER = "citation"
 
 ESTIMATORS: Mapping[str, tuple[str, ...]] = {
+    "AverageRewardLSTDQ": ("tsitsiklis1999average", "liao2021off", "zhang2021average"),
     "BellmanCalibrated": ("laan2025semiparametric", "laan2025bellman"),
     "COPTD": ("hallak2017consistent", "gelada2019off"),
     "CoinDICE": ("dai2020coindice", "owen2001empirical"),
@@ -23,6 +24,7 @@ ESTIMATORS: Mapping[str, tuple[str, ...]] = {
         "kallus2022efficiently",
         "liu2018breaking",
         "newey2018crossfitting",
+        "mehrabi2024weak",
     ),
     "DoublyRobust": ("jiang2016doubly", "thomas2016data"),
     "EfficientDoublyRobust": ("kallus2019intrinsically", "tan2010bounded"),
@@ -33,11 +35,14 @@ ESTIMATORS: Mapping[str, tuple[str, ...]] = {
         "farajtabar2018more",
         "voloshin2021empirical",
     ),
+    "GivenQ": ("jiang2016doubly", "mandyam2025perry"),
+    "SimulatorQ": ("mandyam2025perry", "jiang2016doubly"),
     "GradientDICE": ("zhang2020gradientdice",),
     "ImportanceSampling": ("precup2000eligibility",),
     "IncrementalIS": ("guo2017using", "su2020adaptive"),
     "KernelIS": ("kallus2018policy", "calonico2018effect"),
     "LSTD": ("bradtke1996linear", "yu2010convergence"),
+    "LepskiEstimator": ("su2020adaptive", "lepski1997optimal", "mehrabi2024weak"),
     "LinearGaussianModel": ("bradtke1993reinforcement",),
     "LSTDQ": ("lagoudakis2003least", "munos2016safe", "precup2000eligibility", "harutyunyan2016qlambda"),
     "MAGIC": ("thomas2016data",),

@@ -309,11 +309,13 @@ def _checked(estimates: Any) -> dict[str, Estimate]:
         )
     if not estimates:
         raise ValueError(f"{OWNER}: `estimates` must name at least one, got an empty mapping; fit some policies.")
-    questions = {(e.data_id, e.gamma, e.horizon) for e in estimates.values()}
+    questions = {(e.data_id, e.question) for e in estimates.values()}
     if len(questions) > 1:
-        found = sorted({f"gamma {e.gamma:g}, horizon {e.horizon}, log {e.data_id[:8]}" for e in estimates.values()})
+        found = sorted(
+            {f"{e.estimand}, gamma {e.gamma:g}, horizon {e.horizon}, log {e.data_id[:8]}" for e in estimates.values()}
+        )
         raise ValueError(
-            f"{OWNER}: all `estimates` must be of one log (data_id), gamma and horizon, got {'; '.join(found)}; fit all on the same episodes with one gamma."
+            f"{OWNER}: all `estimates` must be of one log (data_id), estimand, gamma and horizon, got {'; '.join(found)}; fit all on the same episodes with one gamma."
         )
     return dict(estimates)
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Estimate", "Estimates", "Interval", "Level", "Verdict"]
 
+AVERAGE = "average reward per step in the long run"
+
 
 @dataclass(frozen=True, slots=True)
 class Interval:
@@ -86,6 +88,9 @@ class Estimate:
     verdict : Verdict
     error : str or None
         Why there is no value.
+    estimand : {"return", "average_reward"}
+        What the value is: the sum of rewards of an episode, or the reward per step in the long run, of which gamma is 1 and
+        horizon None.
 
     Examples
     --------
@@ -118,6 +123,12 @@ class Estimate:
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     verdict: Verdict = field(default_factory=Verdict)
     error: str | None = None
+    estimand: str = "return"
+
+    @property
+    def question(self) -> tuple[str, float, int | None]:
+        """What the value answers: estimand, gamma and horizon. Only values of one question can be compared."""
+        return self.estimand, self.gamma, self.horizon
 
     @property
     def n_episodes(self) -> int:
@@ -205,7 +216,11 @@ class Estimate:
             raise ValueError(
                 "Estimate - Estimate: both must be on the same episodes (equal data_id); fit both on one log."
             )
-        if self.gamma != other.gamma or self.horizon != other.horizon:
+        if self.estimand != other.estimand:
+            raise ValueError(
+                f"Estimate - Estimate: both must answer one question, got estimand {self.estimand!r} and {other.estimand!r}: a sum of rewards and a reward per step."
+            )
+        if self.question != other.question:
             raise ValueError(
                 f"Estimate - Estimate: both must answer one question, got gamma {self.gamma} and {other.gamma}, horizon {self.horizon} and {other.horizon}."
             )
@@ -254,6 +269,7 @@ def _shown(estimate: Estimate, name: str, value: str) -> str:
 
 def _facts(estimate: Estimate) -> list[tuple[str, str]]:
     horizon = "infinite horizon" if estimate.horizon is None else f"horizon {estimate.horizon}"
+    average = estimate.estimand == "average_reward"
     try:
         found = estimate.confidence_interval()
         interval, holds = between(*found), found.method + (f": {found.assumptions}" if found.assumptions else "")
@@ -265,7 +281,7 @@ def _facts(estimate: Estimate) -> list[tuple[str, str]]:
         ("95 % interval", interval),
         ("interval method", holds),
         ("verdict", estimate.verdict.level.name),
-        ("estimand", f"discounted sum of rewards, gamma {estimate.gamma:g}, {horizon}"),
+        ("estimand", AVERAGE if average else f"discounted sum of rewards, gamma {estimate.gamma:g}, {horizon}"),
         ("episodes", str(estimate.n_episodes)),
     ]
 

@@ -34,6 +34,7 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
 
     requires: ClassVar[Requirement] = ()
     needs_propensities: ClassVar[bool] = False
+    estimand: ClassVar[str] = "return"
     laws: ClassVar[Mapping[str, str]] = MappingProxyType({"scale_rewards": EXACT, "permute_episodes": EXACT})
     _known: ClassVar[list[type[OffPolicyEstimator]]] = []
 
@@ -135,6 +136,7 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
             estimator=type(self).__name__,
             policy=name,
             known_propensities=data.known_propensities,
+            estimand=self.estimand,
             **parts,
         )
 

@@ -187,6 +187,12 @@ def _tables(estimates: Any) -> Tables:
                 f"{OWNER}: `estimates` must be {wanted}, got {type(table).__name__} for {name!r}; fit estimators on a mapping "
                 "of policies, and pass {name: estimator.estimate()}."
             )
+    estimands = {entry.estimand for table in tables.values() for entry in table.values()}
+    if len(estimands) > 1:
+        raise ValueError(
+            f"{OWNER}: `estimates` must all be of one estimand, got {sorted(estimands)}: a sum of rewards and a reward per step have no true value in common; "
+            "evaluate them apart."
+        )
     return tables
 
 

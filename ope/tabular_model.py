@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimator import OffPolicyEstimator
 from ope.policy import Policy
-from ope.schema import End
+from ope.schema import BehaviorSource, ColumnNames, End
 from ope.validation import BoolArray, FloatArray, IntArray, check_integer
 
 __all__ = ["TabularModel", "model_bootstrap"]
@@ -114,31 +115,52 @@ class TabularModel:
         return np.where(terminal, End.TERMINAL, np.where(at_horizon, End.HORIZON, End.TRUNCATED)).astype(np.int64)
 
     def _log(self, rows: IntArray, lengths: IntArray, last: IntArray, ends: IntArray) -> LoggedDataset:
-        data, masked = self.data, self.data.action_mask is not None
-        assert data.action_labels is not None
-        states, masks = _successors(data, last)
-        probs = None
-        if data.behavior_log_prob is not None:
-            counts = np.zeros((len(self.starts) - 1, data.n_actions))
-            np.add.at(counts, (self.cell, data.actions), 1.0)
-            probs = (counts / counts.sum(axis=1, keepdims=True))[self.cell[rows], data.actions[rows]]
-        return LoggedDataset.from_arrays(
-            data.states[rows],
-            data.action_labels[data.actions[rows]],
-            data.rewards[rows],
-            lengths=lengths,
-            ends=ends,
-            behavior_prob=probs,
-            action_labels=data.action_labels,
-            action_mask=data.action_mask[rows] if data.action_mask is not None else None,
-            final_states=states,
-            final_action_mask=masks if masked else None,
-            episode_ids=data.episode_ids,
-            feature_names=data.feature_names,
+        # Rows of a log that was checked need no second check, which would cost more than the simulation.
+        data, (finals, masks), offsets = self.data, self._after, ragged.offsets_of(lengths)
+        log_prob, final = self._log_prob, finals[last]
+        return data.replace(
+            states=data.states[rows],
+            actions=data.actions[rows],
+            rewards=data.rewards[rows],
+            offsets=offsets,
+            ends=ends.astype(np.int8),
+            timesteps=ragged.step_index(offsets),
+            behavior_log_prob=None if log_prob is None else log_prob[rows],
+            cross_fitted_log_prob=None,
+            behavior_source=None if log_prob is None else BehaviorSource(),
+            action_mask=None if data.action_mask is None else data.action_mask[rows],
+            final_states=None if np.isnan(final).all() else final,
+            final_action_mask=None if masks is None else masks[last],
             extras=None if data.extras is None else data.extras.iloc[rows].reset_index(drop=True),
-            reward_range=data.reward_range,
-            horizon=data.horizon,
+            final_extras=None,
+            columns=ColumnNames(),
+            n_dropped_rows=0,
+            layout=None,
         )
+
+    @cached_property
+    def _log_prob(self) -> FloatArray | None:
+        """Log propensities of the logged actions under the behaviour that the model has; None if the log has none."""
+        data = self.data
+        if data.behavior_log_prob is None:
+            return None
+        counts = np.zeros((len(self.starts) - 1, data.n_actions))
+        np.add.at(counts, (self.cell, data.actions), 1.0)
+        return np.asarray(np.log((counts / counts.sum(axis=1, keepdims=True))[self.cell, data.actions]))
+
+    @cached_property
+    def _after(self) -> tuple[FloatArray, BoolArray | None]:
+        """State and action mask after each row, NaN where the log does not tell."""
+        data = self.data
+        last, following = data.offsets[1:] - 1, np.full(data.states.shape, np.nan)
+        following[:-1] = data.states[1:]
+        following[last] = np.nan if data.final_states is None else data.final_states
+        if data.action_mask is None:
+            return following, None
+        masks = np.ones(data.action_mask.shape, dtype=bool)
+        masks[:-1] = data.action_mask[1:]
+        masks[last] = True if data.final_action_mask is None else data.final_action_mask
+        return following, masks
 
 
 def model_bootstrap(
@@ -251,16 +273,3 @@ def _terminal_rows(data: LoggedDataset) -> BoolArray:
     terminal = np.zeros(data.n_transitions, dtype=bool)
     terminal[data.offsets[1:] - 1] = data.ends == End.TERMINAL
     return terminal
-
-
-def _successors(data: LoggedDataset, rows: IntArray) -> tuple[FloatArray, BoolArray]:
-    """Return state and action mask after each of the rows, NaN where the log does not tell."""
-    following = np.full((data.n_transitions, data.states.shape[1]), np.nan)
-    following[:-1] = data.states[1:]
-    last = data.offsets[1:] - 1
-    following[last] = np.nan if data.final_states is None else data.final_states
-    masks = np.ones((data.n_transitions, data.n_actions), dtype=bool)
-    if data.action_mask is not None:
-        masks[:-1] = data.action_mask[1:]
-        masks[last] = True if data.final_action_mask is None else data.final_action_mask
-    return following[rows], masks[rows]

@@ -75,6 +75,18 @@ TINY_NETWORKS: dict[str, Any] = {"hidden": (4,), "n_updates": 2, "batch_size": 8
 TINY_ENSEMBLE: dict[str, Any] = {"hidden": (4,), "n_members": 2, "n_updates": 3, "batch_size": 8, "n_rollouts": 2}
 TINY_FUNCTIONS = NeuralFunctions(hidden=(4,), n_updates=4, batch_size=8)
 
+
+def by_sums(states: FloatArray, actions: npt.NDArray[Any]) -> FloatArray:
+    """Return numbers that differ between states and actions."""
+    names = actions.sum(axis=1) if actions.dtype.kind == "f" else np.char.str_len(actions.astype(str))
+    return np.asarray(states @ np.arange(1.0, states.shape[1] + 1) + 0.1 * names)
+
+
+def fading(states: FloatArray, actions: npt.NDArray[Any], rng: np.random.Generator) -> Any:
+    """Stay where one is, with a reward that depends on it."""
+    return by_sums(states, actions) + 0.1 * rng.standard_normal(len(states)), states, None
+
+
 SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     "ImportanceSampling": [
         {},
@@ -145,6 +157,9 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
     ],
     "ModelEnsemble": [TINY_ENSEMBLE, {**TINY_ENSEMBLE, "homogeneous": True}, {**TINY_ENSEMBLE, "stationary": True}],
     "NeuralFittedQEvaluation": [TINY_NETWORKS, {**TINY_NETWORKS, "stationary": True, "n_bootstrap": 1, "n_folds": 3}],
+    "GivenQ": [{"q": by_sums}, {"q": by_sums, "stationary": True}],
+    "SimulatorQ": [{"simulator": fading, "n_replays": 2}],
+    "AverageRewardLSTDQ": [{"gamma": 1.0}, {"gamma": 1.0, "features": SplineTransformer(3), "ridge": 1e-3}],
     "BellmanCalibrated": [
         {"min_episodes": 3},
         {"min_episodes": 5, "q": LSTDQ(features="identity", stationary=True), "n_bins": 4, "n_folds": 3},
@@ -170,8 +185,13 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
         {"n_folds": 3, "q": LSTDQ(features="identity", stationary=True, ridge=0.1)},
         {"n_folds": 2, "q": FittedQEvaluation(regressor=TREE, max_iter=2), "gamma": 1.0},
     ],
+    "LepskiEstimator": [
+        {"estimators": [LSTDQ(), LSTDQ(ridge=1.0)]},
+        {"estimators": {"free": LSTDQ(stationary=True), "held": LSTDQ(ridge=1.0, stationary=True)}, "multiplier": 1.0},
+    ],
     "DoubleReinforcementLearning": [
         {"n_folds": 2},
+        {"n_folds": 2, "ratio_cap": 2.0},
         {"n_folds": 2, "self_normalized": True, "q": LSTDQ(stationary=True)},
         {"n_folds": 2, "self_normalized": True, "ratio": MarginalizedIS(ridge=0.1), "gamma": 1.0},
         {"n_folds": 2, "ratio": StateMarginalIS()},
@@ -181,6 +201,7 @@ SETTINGS: Mapping[str, list[dict[str, Any]]] = {
 SERVED: Mapping[str, set[str]] = {
     "KernelIS": {"deterministic"},
     "DefaultEstimator": set(KINDS),
+    "AverageRewardLSTDQ": {"horizon", "continuous_horizon"},
     "ModelBased": {"terminal", "horizon"},
     "LinearGaussianModel": {"mixed", "continuous", "continuous_horizon", "deterministic"},
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -102,6 +104,32 @@ def test_masks_and_extras_travel_with_their_rows() -> None:
     np.testing.assert_array_equal(simulated.extras["reward_again"], simulated.rewards)
     np.testing.assert_array_equal(simulated.action_mask[:, 2], simulated.states[:, 0] == 1.0)
     assert simulated.behavior_log_prob is None
+
+
+@pytest.mark.parametrize("kind", ["terminal", "horizon", "truncated", "mixed"])
+def test_simulated_logs_would_pass_the_checks_of_a_log(kind: str) -> None:
+    """The simulation leaves out the checks of `from_arrays`, which must have nothing to say and nothing to change."""
+    log = {
+        "terminal": lambda: RandomMDP(4, 2, terminals=1, random_state=0).sample(60),
+        "horizon": lambda: RiverSwim(horizon=5).sample(40),
+        "truncated": lambda: RiverSwim(max_steps=7).sample(40),
+        "mixed": lambda: RandomMDP(4, 2, terminals=1, max_steps=4, random_state=0).sample(60),
+    }[kind]()
+    one = TabularModel.of(log).simulate(np.random.default_rng(3))
+    assert one.action_labels is not None
+    checked = LoggedDataset.from_arrays(
+        one.states, one.action_labels[one.actions], one.rewards, lengths=one.lengths, ends=one.ends,
+        behavior_log_prob=one.behavior_log_prob, action_labels=one.action_labels, final_states=one.final_states,
+        episode_ids=log.episode_ids, feature_names=log.feature_names, reward_range=log.reward_range, horizon=log.horizon,
+    )  # fmt: skip
+    for field in fields(one):
+        found, expected = getattr(one, field.name), getattr(checked, field.name)
+        if isinstance(expected, np.ndarray):
+            assert found.dtype == expected.dtype
+            np.testing.assert_array_equal(found, expected)
+        else:
+            assert found == expected, field.name
+    assert one.data_id == checked.data_id
 
 
 def test_a_stationary_model_pools_the_steps() -> None:

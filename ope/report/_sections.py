@@ -80,14 +80,21 @@ def _interval(estimate: Estimate, level: float) -> str:
     return f"{level:.0%} interval {between(low, high)}"
 
 
+def _value_in_words(selector: Any) -> str:
+    log = selector.log_
+    if any(one.estimand == "average_reward" for table in selector.estimates_.values() for one in table.values()):
+        return "the average reward per step that it earns in the long run"
+    horizon = "without a fixed horizon" if log.horizon is None else f"of at most {log.horizon} steps"
+    discounted = "not discounted" if log.gamma == 1 else f"discounted by {number(float(log.gamma))} a step"
+    return f"the expected sum of rewards of an episode {horizon}, {discounted}"
+
+
 def about(selector: Any) -> Markup:
     """Return what this is about, for a person who was not there."""
     log, n = selector.log_, len(next(iter(selector.estimates_.values())))
-    horizon = "without a fixed horizon" if log.horizon is None else f"of at most {log.horizon} steps"
     words = (
         f"{n} candidate {'policy was' if n == 1 else 'policies were'} valued from a log of {number(log.described['log', 'episodes'])} episodes that another "
-        f"policy acted in; none of them was tried out. The value of a policy is the expected sum of rewards of an episode {horizon}, "
-        f"{'not discounted' if log.gamma == 1 else f'discounted by {number(float(log.gamma))} a step'}."
+        f"policy acted in; none of them was tried out. The value of a policy is {_value_in_words(selector)}."
     )
     legend = [
         (

@@ -217,7 +217,9 @@ def _difference(estimate: Estimate, baseline: Estimate) -> Estimate | str:
     """Return the paired difference, or why there is none."""
     if not np.isfinite(estimate.value):
         return "there is no value to compare"
-    if (estimate.gamma, estimate.horizon) != (baseline.gamma, baseline.horizon):
+    if estimate.estimand != baseline.estimand:
+        return f"the candidate's value is {estimate.estimand!r}, the baseline's {baseline.estimand!r}: they answer different questions"
+    if estimate.question != baseline.question:
         return f"the candidate's value is for horizon {estimate.horizon}, the baseline's for {baseline.horizon}: they answer different questions"
     if estimate.influence is None or baseline.influence is None or not np.isfinite(estimate.influence).all():
         return (

@@ -234,6 +234,16 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"PolicySelector: all `estimators` must have one gamma, got {gammas}; different gammas answer different questions."
             )
+        estimands = {name: estimator.estimand for name, estimator in named.items()}
+        if len(set(estimands.values())) > 1:
+            raise ValueError(
+                f"PolicySelector: all `estimators` must have one estimand, got {estimands}; a sum of rewards and a reward per step answer different questions."
+            )
+        if "return" not in estimands.values() and isinstance(self.baseline, str) and self.baseline == "logged":
+            raise ValueError(
+                f"PolicySelector: `baseline` 'logged' is a sum of rewards, got estimators of {next(iter(estimands.values()))!r}; name a candidate, pass an Estimate, or "
+                "None for no comparison."
+            )
         return named
 
     def _validate(self, data: Any, candidates: Any) -> None:

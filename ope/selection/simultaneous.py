@@ -49,8 +49,7 @@ def compared(eligible: Mapping[str, Estimate], baseline: Estimate | None) -> Com
     """Return the paired differences of the eligible candidates, and to the baseline where it answers the same question."""
     if not eligible:
         return None
-    question = {(e.gamma, e.horizon) for e in eligible.values()}
-    if baseline is None or (baseline.gamma, baseline.horizon) not in question:
+    if baseline is None or baseline.question not in {e.question for e in eligible.values()}:
         return Comparison(eligible)
     return Comparison({**eligible, baseline.policy: baseline})
 

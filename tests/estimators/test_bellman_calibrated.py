@@ -24,10 +24,11 @@ from given_models import GivenQ, at_step, true_q
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.tree import DecisionTreeRegressor
 
-from ope import Estimate, Level, LoggedDataset
+from ope import Estimate, Level, LoggedDataset, Policy
 from ope.estimators import LSTDQ, BellmanCalibrated, FittedQEvaluation, PerDecisionIS, calibration_error
 from ope.estimators._calibration import Binning, merge_bins
 from ope.estimators._probe import probe
+from ope.estimators._q import QModel
 from ope.estimators.bellman_calibrated import calibrated_value
 from ope.inference.weights import fold_of
 from ope.policies import TabularPolicy
@@ -251,6 +252,8 @@ def test_right_features_are_left_alone() -> None:
     estimate = BellmanCalibrated(gamma=0.95).fit(case.log, case.policy).estimate()
     assert estimate.diagnostics["calibration_p"] > 1e-3
     assert not any("contradicts its own" in reason for reason in estimate.verdict.reasons)
+    assert estimate.verdict.level is Level.CAUTION
+    assert any("found on the very episodes" in reason for reason in estimate.verdict.reasons)
     low, high = estimate.confidence_interval()
     assert low <= problem.value(problem.target, gamma=0.95) <= high
 
@@ -290,7 +293,8 @@ def test_bins_of_the_error_hold_equal_numbers_in_the_order_of_the_predictions() 
     assert (np.diff(found.prediction) > 0).all()
     assert found.transitions.sum() == case.log.n_transitions
     assert found.p_value == pytest.approx(min(1.0, len(found.error) * found.p_values.min()))
-    assert list(found.to_frame().columns) == ["prediction", "error", "std_error", "transitions", "episodes", "p_value"]
+    columns = ["prediction", "error", "std_error", "lasting", "lasting_std_error", "transitions", "episodes", "p_value"]
+    assert list(found.to_frame().columns) == columns
     assert len(calibration_error(case.log, case.policy, gamma=0.95, min_episodes=100).error) == 2
 
 
@@ -302,6 +306,64 @@ def test_the_true_q_function_is_calibrated_and_a_shifted_one_is_not() -> None:
     assert right.p_value > 0.01
     assert shifted.p_value < 1e-6
     assert shifted.size == pytest.approx(0.05, abs=0.02)  # (1 - gamma) times the shift
+
+
+class Learned(GivenQ):
+    """A Q method that is off by as much as it says for the number of episodes it was fitted on."""
+
+    def __init__(
+        self, *, gamma: float | None = None, tables: Any = None, rate: float = 1.0, lasting: float = 0.0
+    ) -> None:
+        super().__init__(gamma=gamma, tables=tables)
+        self.rate = rate
+        self.lasting = lasting
+
+    def fit_q(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> QModel:
+        off = self.lasting + self.rate / data.n_episodes
+        return GivenQ(tables=np.asarray(self.tables) + off).fit_q(data, policy, episode_weight)
+
+
+def test_lasting_errors_are_what_an_endless_log_would_leave() -> None:
+    problem = RiverSwim(max_steps=20)
+    case, q = sampled(problem, 400), true_q(problem, 0.95)
+    noisy = Learned(tables=q, rate=100.0)
+    settings: dict[str, Any] = {"gamma": 0.95, "n_folds": 2, "n_bins": 1}
+    found = calibration_error(case.log, case.policy, noisy, **settings)
+    true = calibration_error(case.log, case.policy, GivenQ(tables=q), **settings)
+    # An offset c leaves gamma c - c of every target; folds are nearly halves, so that c and its double leave almost nothing.
+    assert true.error[0] - found.error[0] == pytest.approx(0.05 * 100.0 / 200, rel=0.05)
+    assert found.lasting[0] == pytest.approx(true.error[0], abs=2e-3)
+    assert found.lasting_std_error[0] == pytest.approx(np.sqrt(2.0) * true.std_error[0], rel=0.02)
+    wrong = calibration_error(case.log, case.policy, Learned(tables=q, rate=100.0, lasting=1.0), **settings)
+    assert wrong.lasting[0] == pytest.approx(true.error[0] - 0.05, abs=2e-3)
+    assert wrong.p_value < 1e-6
+
+
+def test_too_few_episodes_to_halve_are_not_extrapolated() -> None:
+    case = random_case(3, n=2)
+    found = calibration_error(case.log, case.policy, GivenQ(tables=tables_of(case)), gamma=GAMMA, n_folds=2)
+    assert found.lasting.tolist() == found.error.tolist()
+    np.testing.assert_allclose(found.lasting_std_error, np.sqrt(2.0) * found.std_error)
+
+
+def test_noise_of_right_features_is_no_calibration_error() -> None:
+    """64 episodes of 20 steps with a value for each: cells are few, and the fitted Q is far off on episodes it has not seen."""
+    case = sampled(RiverSwim(horizon=20), 64, seed=1)
+    found = calibration_error(case.log, case.policy, gamma=1.0)
+    plain = np.abs(found.error / found.std_error)
+    assert plain.max() > 3.5
+    assert found.p_value > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("problem", [RiverSwim(horizon=20), RiverSwim(max_steps=50), RandomMDP(horizon=5)], ids=str)
+def test_right_features_are_rejected_as_often_as_the_level_says(problem: Any) -> None:
+    gamma = problem.default_gamma
+    rejected = [
+        calibration_error(case.log, case.policy, gamma=gamma).p_value < 0.05
+        for case in (sampled(problem, 128, seed=seed) for seed in range(100))
+    ]
+    assert np.mean(rejected) < 0.05 + 3.0 * np.sqrt(0.05 * 0.95 / 100)
 
 
 # -------------------------------------------------------------------- errors

@@ -33,6 +33,9 @@ ELSEWHERE = {
     "NeuralFittedQEvaluation": "test_neural_fqe.py",
     "ModelBased": "test_model_based.py, for tables",
     "ModelEnsemble": "test_model_ensemble.py",
+    "AverageRewardLSTDQ": "test_average_reward.py, another estimand",
+    "GivenQ": "test_given_q.py",
+    "SimulatorQ": "test_given_q.py",
 }
 SETTINGS: Mapping[str, dict[str, Any]] = {
     "FittedQEvaluation": {"regressor": LinearRegression(fit_intercept=False), "features": "auto", "n_bootstrap": 20},

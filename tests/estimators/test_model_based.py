@@ -24,8 +24,8 @@ from estimator_oracles import (
 from sklearn.cluster import KMeans
 from sklearn.preprocessing import KBinsDiscretizer
 
-from ope import Estimate, Level, LoggedDataset
-from ope.estimators import LSTDQ, DoublyRobust, ModelBased, _tabular_values
+from ope import Estimate, Level, LoggedDataset, bootstrap, model_bootstrap
+from ope.estimators import LSTDQ, DoublyRobust, ModelBased, _tabular, _tabular_values
 from ope.estimators._model_verdicts import visit_sample_size
 from ope.policies import ColumnPolicy, TabularPolicy
 from ope.problems import ModelFail, ModelWin, RandomMDP, RiverSwim, TabularProblem
@@ -85,14 +85,15 @@ def pooled_value(case: Case, gamma: float, weight: FloatArray) -> float:
 
 
 @every_end
-def test_all_steps_together_are_counts_in_loops_and_their_jackknife(ends: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("gamma", [0.9, 1.0])
+def test_all_steps_together_are_counts_in_loops_and_their_jackknife(gamma: float, ends: tuple[str, ...]) -> None:
     case = random_case(3, n=25, ends=ends, horizon=6)
     weight = np.random.default_rng(0).uniform(0.2, 2.0, case.log.n_episodes)
-    found = fit(case, weight=weight, homogeneous=True)
-    assert found.value == pytest.approx(pooled_value(case, 0.9, weight), abs=1e-10)
+    found = fit(case, gamma, weight=weight, homogeneous=True)
+    assert found.value == pytest.approx(pooled_value(case, gamma, weight), abs=1e-10)
     assert found.horizon == 6
-    psi = jackknife(lambda w: pooled_value(case, 0.9, w), case.log.n_episodes)
-    np.testing.assert_allclose(influence_of(fit(case, homogeneous=True)), psi - psi.mean(), atol=1e-5)
+    psi = jackknife(lambda w: pooled_value(case, gamma, w), case.log.n_episodes)
+    np.testing.assert_allclose(influence_of(fit(case, gamma, homogeneous=True)), psi - psi.mean(), atol=1e-5)
 
 
 def test_unknown_last_states_count_in_the_rewards_alone() -> None:
@@ -125,13 +126,29 @@ def test_integer_weights_are_repeated_episodes() -> None:
     )
 
 
-def test_many_states_are_solved_without_dense_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
-    case = sampled(RandomMDP(6, 3, terminals=1, random_state=0), 80)
-    dense = fit(case)
+@pytest.mark.parametrize("params", [{}, {"homogeneous": True}, {"stationary": True}], ids=str)
+@pytest.mark.parametrize("horizon", [None, 6])
+def test_many_states_are_solved_without_dense_matrices(
+    horizon: int | None, params: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = sampled(RandomMDP(6, 3, terminals=1, horizon=horizon, random_state=0), 80)
+    dense = fit(case, **params)
     monkeypatch.setattr(_tabular_values, "DENSE", 1)
-    sparse = fit(case)
+    monkeypatch.setattr(_tabular, "DENSE_ENTRIES", 0)
+    sparse = fit(case, **params)
     assert sparse.value == pytest.approx(dense.value, abs=1e-12)
     np.testing.assert_allclose(influence_of(sparse), influence_of(dense), atol=1e-10)
+
+
+def test_replicates_are_those_of_lstdq() -> None:
+    """What `benchmarks/models.py` says of counts by step holds of LSTDQ too."""
+    problem = RiverSwim(horizon=6)
+    log, policy = problem.sample(40, random_state=3), TabularPolicy(problem.target)
+    for again in (bootstrap, model_bootstrap):
+        counted, linear = (again(own(gamma=1.0), log, policy, n_replicates=6) for own in (ModelBased, LSTDQ))
+        assert counted.replicates is not None
+        assert linear.replicates is not None
+        np.testing.assert_allclose(counted.replicates, linear.replicates, rtol=1e-6, atol=1e-9)
 
 
 def test_as_the_q_of_a_doubly_robust_method() -> None:
@@ -191,14 +208,17 @@ def test_mean_squared_error_on_model_win() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [32, 128])
 @pytest.mark.parametrize("homogeneous", [False, True])
-def test_intervals_hold_the_true_value(n: int, homogeneous: bool) -> None:
+def test_intervals_hold_the_true_value_or_are_not_valid(n: int, homogeneous: bool) -> None:
     problem = RandomMDP(4, 2, horizon=5, random_state=0)
     truth = problem.value(problem.target, 1.0)
-    held = [
-        truth in fit(sampled(problem, n, seed), 1.0, homogeneous=homogeneous).confidence_interval()
-        for seed in range(300)
-    ]
-    assert np.mean(held) > 0.9
+    found = [fit(sampled(problem, n, seed), 1.0, homogeneous=homogeneous) for seed in range(300)]
+    held = np.array([truth in one.confidence_interval() for one in found])
+    valid = np.array([one.verdict.level is Level.VALID for one in found])
+    if n == 32:
+        assert not valid.any()
+    # Each step of its own, 32 logged episodes are 15 effective ones: .87, and the verdict says so.
+    assert held.mean() > (0.82 if n == 32 and not homogeneous else 0.9)
+    assert valid.sum() < 30 or held[valid].mean() > 0.9
 
 
 # -------------------------------------------------------------------- states
@@ -281,6 +301,8 @@ def test_no_discounting_and_no_end_leave_no_value() -> None:
     assert np.isnan(endless.value)
     assert endless.verdict.level is Level.REFUSE
     assert says(endless, "without discounting and termination there is no value")
+    assert says(endless, "rewards go on without end")
+    assert not says(endless, "no logged episode follows the candidate")
     ending = sampled(RandomMDP(3, 2, terminals=1, random_state=0), 60)
     exact = maximum_likelihood(ending, 1.0).value
     assert fit(ending, 1.0).value == pytest.approx(exact, abs=1e-9)

@@ -20,7 +20,7 @@ from ope.policies import FunctionPolicy, GaussianPolicy, TabularPolicy
 from ope.policy import Policy
 from ope.problems import RandomMDP, RiverSwim, ScalarLQR
 from ope.testing.logs import make_case
-from ope.validation import FloatArray
+from ope.validation import FloatArray, IntArray
 
 SMALL: dict[str, Any] = {"hidden": (16,), "n_members": 4, "n_updates": 400, "batch_size": 128}
 TINY: dict[str, Any] = {"hidden": (8,), "n_members": 3, "n_updates": 20, "batch_size": 16, "n_rollouts": 4}
@@ -151,6 +151,8 @@ def test_members_spread_like_the_influence_vector() -> None:
     assert low < counted.value < high
     assert found.horizon == 5
     assert found.diagnostics["novelty"] < 0.02
+    # Visits of one-hot states count for their equals: nearly the ratios of visits of the tabular model.
+    assert found.diagnostics["ess"] == pytest.approx(counted.diagnostics["ess"], rel=0.1)
 
 
 def walk(kind: End, final: bool, n: int = 150, seed: int = 1) -> LoggedDataset:
@@ -289,11 +291,67 @@ def test_what_is_missing_for_an_interval_is_told() -> None:
     assert says(fit(ScalarLQR().sample(30), GaussianPolicy([[-0.5]], 0.3), 1.0, **TINY), "Without discounting")
 
 
-def test_training_that_was_cut_short_is_told() -> None:
+@pytest.mark.parametrize("n_updates", [1, 20, 60])
+def test_training_that_was_cut_short_is_told(n_updates: int) -> None:
     log = ScalarLQR().sample(60, random_state=0)
-    short = fit(log, GaussianPolicy([[-0.5]], 0.3), 0.95, n_updates=60)
+    short = fit(log, GaussianPolicy([[-0.5]], 0.3), 0.95, n_updates=n_updates, n_rollouts=4)
     assert short.diagnostics["unsettled"] == 1.0
     assert says(short, "Raise n_updates=")
+
+
+def by_hand(visits: FloatArray, pairs: FloatArray, episode: IntArray, weight: FloatArray, usual: float) -> float:
+    """Give each visit to the pairs that are as near as is usual, or to the nearest, by their weights."""
+    mass = np.zeros(int(episode.max()) + 1)
+    for visit in visits:
+        distance = np.sqrt(((pairs - visit) ** 2).sum(axis=1))
+        near = distance <= max(usual, distance.min() * (1.0 + 1e-6))
+        for row in np.flatnonzero(near):
+            mass[episode[row]] += weight[row] / weight[near].sum()
+    return float(mass.sum() ** 2 / (mass**2).sum())
+
+
+def test_effective_episodes_behind_simulated_visits_by_hand() -> None:
+    rng = np.random.default_rng(0)
+    log = make_case("continuous").log
+    problem = ModelProblem.build(log, fit_scaling(log, False, None), torch.device("cpu"))
+    weight = rng.uniform(0.5, 1.5, log.n_episodes)
+    weight[::4] = 0.0
+    support = fitting._Support.build(problem, log, weight, 0)
+    row_weight, episode = np.repeat(weight, log.lengths), np.repeat(np.arange(log.n_episodes), log.lengths)
+    assert (weight[support.episodes.numpy()] > 0).all()
+    assert len(support.pairs) == int((row_weight > 0).sum())
+    visits = 1.5 * rng.normal(size=(40, problem.scaling.n_states + problem.scaling.n_actions))
+    novelty, ess = support.compare(visits, problem.scaling)
+    queries = fitting._spaced(torch.as_tensor(visits, dtype=torch.float32), problem.scaling).double().numpy()
+    kept = row_weight > 0
+    pairs = support.pairs.double().numpy()
+    assert ess == pytest.approx(by_hand(queries, pairs, episode[kept], row_weight[kept], support.usual), rel=0.02)
+    nearest = np.sqrt(((queries[:, None] - pairs[None]) ** 2).sum(axis=2)).min(axis=1)
+    assert novelty == pytest.approx(np.mean(nearest > support.usual), abs=0.03)
+
+
+def test_few_episodes_behind_a_candidate_are_told() -> None:
+    """The candidate does what one logged episode in twelve did, and nothing of it is novel."""
+    n = 120
+    states = np.eye(2)[np.tile([0, 1], n)]
+    actions = np.repeat((np.arange(n) % 12 == 0).astype(int), 2)
+    log = LoggedDataset.from_arrays(states, actions, states[:, 1] * actions, lengths=[2] * n, ends="horizon")
+    found = fit(log, TabularPolicy([[0.0, 1.0], [0.0, 1.0]]), 1.0, n_updates=100, n_rollouts=20, homogeneous=True)
+    assert found.diagnostics["ess"] == pytest.approx(10.0, abs=0.5)
+    assert found.diagnostics["novelty"] == 0.0
+    assert found.verdict.level is Level.CAUTION
+    assert says(found, "pairs that simulated visits are like leave an effective sample of 10.0 episodes")
+
+
+def test_held_out_rows_are_judged_equally_often() -> None:
+    weight = np.repeat([[0.0, 1.0, 0.0, 1.0], [1.0, 0.0, 2.0, 0.0]], 50, axis=1)
+    rows = training._draw(weight, 0).numpy()
+    assert rows.shape == (2, 200)
+    for own, found in zip(weight, rows, strict=True):
+        counts = np.bincount(found, minlength=200)
+        assert (counts[own == 0] == 0).all()
+        share = own * 200 / own.sum()
+        assert (np.abs(counts - share) < 1.0 + 1e-9).all()
 
 
 # -------------------------------------------------------------------- bad parameters
