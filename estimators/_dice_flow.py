@@ -83,7 +83,7 @@ class ActionFeatures:
 
     def instruments(self, block: LoggedDataset) -> tuple[FloatArray, FloatArray | None]:
         """Return what happened one step before, and richer features of states and actions."""
-        return history_features(block), richer_features(block)
+        return history_features(block), richer_features(block, self.basis)
 
     def __call__(self, policy: Policy, block: LoggedDataset) -> FlowBlock:
         nu_basis = self.basis if self.nu_basis is None else self.nu_basis

@@ -220,18 +220,33 @@ def _expected(
 N_FOURIER = 12
 
 
-def richer_features(block: LoggedDataset) -> FloatArray | None:
-    """Return random Fourier features of state and action, shape (n, q), which no polynomial holds; None for one-hot states.
+def richer_features(block: LoggedDataset, basis: Basis | None = None) -> FloatArray | None:
+    """Return random Fourier features of state and action, shape (n, q), which no polynomial holds.
 
-    A Q function that is in the span of its basis leaves errors that these cannot predict.
+    A Q function that is in the span of its basis leaves errors that these cannot predict. None where there is nothing richer, see
+    `richer_state_features`.
     """
-    if block.discrete and is_one_hot(block.states):
-        return None
     if not block.discrete:
         return fourier_features(np.hstack([block.states, block.actions]))
-    waves = fourier_features(block.states)
+    waves = richer_state_features(block, basis)
+    if waves is None:
+        return None
     codes = np.eye(block.n_actions)[block.actions]
     return np.asarray(np.einsum("na,nq->naq", codes, waves).reshape(len(waves), -1))
+
+
+def richer_state_features(block: LoggedDataset, basis: Basis | None = None) -> FloatArray | None:
+    """Return features of the state that the basis need not hold, shape (n, q).
+
+    Random waves; the states themselves where they are one-hot and few. None where one-hot states are what the basis (None: a
+    table) takes as they are: there is nothing richer.
+    """
+    if not is_one_hot(block.states):
+        return fourier_features(block.states)
+    if basis is None or basis.transformer is None:
+        return None
+    few = block.states.shape[1] <= N_FOURIER
+    return np.asarray(block.states, dtype=np.float64) if few else fourier_features(block.states)
 
 
 def fourier_features(inputs: FloatArray) -> FloatArray:

@@ -251,7 +251,7 @@ class LinearRatioEstimator(RatioEstimator):
     ) -> View:
         raise NotImplementedError
 
-    def _instruments(self, block: LoggedDataset) -> tuple[FloatArray, FloatArray | None]:
+    def _instruments(self, block: LoggedDataset, basis: Basis) -> tuple[FloatArray, FloatArray | None]:
         """Return what happened one step before, and functions that the basis need not hold."""
         raise NotImplementedError
 
@@ -301,7 +301,9 @@ class LinearRatioEstimator(RatioEstimator):
             if not tested and omega.any():
                 # One block decides whether the model is contradicted; more would not be more convincing.
                 tested, share = True, float(omega.sum() / weight.sum())
-                stats.specification_p, stats.features_p = self._p_values(block, view, solution, eps, omega, share)
+                stats.specification_p, stats.features_p = self._p_values(
+                    block, ratio.basis, view, solution, eps, omega, share
+                )
         stats.unsupported = float(outside[0] / outside[1]) if outside[1] > 0 else 0.0
         psi = np.concatenate(influence)
         stats.lagrangian = solution.value + float(psi.mean())
@@ -311,6 +313,7 @@ class LinearRatioEstimator(RatioEstimator):
     def _p_values(
         self,
         block: LoggedDataset,
+        basis: Basis,
         view: View,
         solution: linear.LinearSolution,
         eps: FloatArray,
@@ -318,7 +321,7 @@ class LinearRatioEstimator(RatioEstimator):
         share: float,
     ) -> tuple[float, float]:
         eps = without_rounding(eps, np.abs(view.seen.rewards) + np.abs(eps - view.seen.rewards))
-        past, richer = self._instruments(block)
+        past, richer = self._instruments(block, basis)
         rest = (solution, eps, self._gamma, omega, share)
         root = view.root[:, None]
         past_p = linear.specification_p_value(view.seen, root * past, *rest)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from ope.estimators._linear import LinearSolution
 
 RANK_TOLERANCE = 1e-10
+ROUNDING = 1e-7
 
 
 def specification_p_value(
@@ -53,7 +54,7 @@ def _stationary_p_value(
     block: FeatureBlock, h: FloatArray, inverse: FloatArray, eps: FloatArray, gamma: float, row_weight: FloatArray
 ) -> float:
     slope = (row_weight[:, None] * h).T @ (block.phi - gamma * block.phi_next)
-    h_star = h - block.phi @ (slope @ inverse).T
+    h_star = _beyond_rounding(h - block.phi @ (slope @ inverse).T, h)
     return score_test(ragged.segment_sum(h_star * (row_weight * eps)[:, None], block.offsets))
 
 
@@ -68,7 +69,7 @@ def _step_p_values(
     for t in range(min(n_steps, int(lengths.max())) - 1, -1, -1):
         alive, rows = lengths > t, ragged.step_rows(block.offsets, t)
         phi, h_t, weight = block.phi[rows], h[rows], row_weight[rows, None]
-        h_star = h_t - phi @ (inverse[t] @ (phi.T @ (weight * h_t)))
+        h_star = _beyond_rounding(h_t - phi @ (inverse[t] @ (phi.T @ (weight * h_t))), h_t)
         scores, moments = np.zeros((len(lengths), h.shape[1])), np.zeros_like(nothing)
         for ahead, some, features in block.following(t):
             place = np.searchsorted(rows, some)
@@ -78,11 +79,17 @@ def _step_p_values(
             moments += later @ (phi[place].T @ weighted).T
         scores[alive] += weight * h_star * eps[rows, None]
         moments[alive] += weight * phi * eps[rows, None]
-        if h_t.any():
+        if h_star.any():
             p_values.append(score_test(scores))
         theta_influence[t] = moments @ inverse[t].T
         theta_influence.pop(t + block.reach, None)
     return p_values
+
+
+def _beyond_rounding(h_star: FloatArray, h: FloatArray) -> FloatArray:
+    """Return h_star with 0 in the columns where only rounding is left of h: the basis holds these instruments."""
+    left = np.abs(h_star).max(axis=0, initial=0.0) > ROUNDING * np.abs(h).max(axis=0, initial=0.0)
+    return np.asarray(h_star * left)
 
 
 def score_test(scores: FloatArray) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -15,7 +16,7 @@ from ope.estimator import EXACT, OffPolicyEstimator
 from ope.estimators import _linear as linear
 from ope.estimators import _linear_fit as passes
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import FeatureBlock, check_features, feature_block, fit_basis, richer_features
+from ope.estimators._features import Basis, FeatureBlock, check_features, feature_block, fit_basis, richer_features
 from ope.estimators._importance import unlogged_mass
 from ope.estimators.lstdq import LSTDQ
 from ope.policy import Policy
@@ -179,9 +180,10 @@ class AverageRewardLSTDQ(OffPolicyEstimator):
             )
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        log = self._views(data, policy, weight)
+        basis = fit_basis(self.features, data, self.random_state)
+        log, richer = self._views(data, policy, basis, weight), partial(richer_features, basis=basis)
         solution = solve_average(log.sums(weight, 1), self.ridge)
-        stats = passes.second_pass(log, weight, solution, 1.0, passes.Instruments(richer_features))
+        stats = passes.second_pass(log, weight, solution, 1.0, passes.Instruments(richer))
         diagnostics, findings = self._diagnose(data, solution, stats, weight)
         findings.append(verdicts.judge_unlogged(*unlogged_mass(data, policy)))
         return self._result(
@@ -194,9 +196,7 @@ class AverageRewardLSTDQ(OffPolicyEstimator):
             verdict=Verdict.of(findings),
         )
 
-    def _views(self, data: LoggedDataset, policy: Policy, weight: FloatArray) -> _DifferentialLog:
-        basis = fit_basis(self.features, data, self.random_state)
-
+    def _views(self, data: LoggedDataset, policy: Policy, basis: Basis, weight: FloatArray) -> _DifferentialLog:
         def look(block: LoggedDataset) -> passes.LinearView:
             return _view(block, feature_block(block, basis, policy, True, self.n_samples, self.random_state))
 

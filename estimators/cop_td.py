@@ -14,7 +14,7 @@ from ope.estimators._dice_base import Fitted, SaddleEstimator, check_terminal
 from ope.estimators._dice_flow import FlowBlock, FlowFeatures, Kept, flow_sums
 from ope.estimators._dice_linear import Coordinates, LinearDiceModel, episode_sums, flow_matrix, span
 from ope.estimators._dice_problem import DiceProblem, Lagrangian, Terminal, used_rows
-from ope.estimators._features import Basis, FeatureBlock, fourier_features, history_features, is_one_hot
+from ope.estimators._features import Basis, FeatureBlock, history_features, richer_state_features
 from ope.estimators._saddle import Inverse
 from ope.estimators.state_marginal_is import StateMarginalIS, action_ratios, final_features, fit_state_basis
 from ope.policy import Policy, Requirement
@@ -72,7 +72,7 @@ class StateFeatures:
 
     def instruments(self, block: LoggedDataset) -> tuple[FloatArray, FloatArray | None]:
         """Return what happened one step before, and richer features of the states."""
-        return history_features(block), None if is_one_hot(block.states) else fourier_features(block.states)
+        return history_features(block), richer_state_features(block, self.basis)
 
     def __call__(self, policy: Policy, block: LoggedDataset) -> FlowBlock:
         seen = self.seen(policy, block)

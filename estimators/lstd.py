@@ -21,9 +21,8 @@ from ope.estimators._features import (
     FeatureBlock,
     check_features,
     fit_basis,
-    fourier_features,
     history_features,
-    is_one_hot,
+    richer_state_features,
 )
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._specification import past_p_value
@@ -31,14 +30,6 @@ from ope.estimators.state_marginal_is import action_ratios, final_features, fit_
 from ope.policy import Policy, Requirement, continuing_ends
 from ope.validation import FloatArray, check_integer, check_number
 from ope.verdict import Verdict
-
-
-def richer_state_features(block: LoggedDataset) -> FloatArray | None:
-    """Return random waves of the state, shape (n, q), which no polynomial holds; None for one-hot states.
-
-    Weighted temporal differences of a right V have mean 0 in every state, not for every action: only states may predict them.
-    """
-    return None if is_one_hot(block.states) else fourier_features(block.states)
 
 
 def state_p_value(view: passes.LinearView, eps: FloatArray, omega: FloatArray, *, time_indexed: bool) -> float:
@@ -141,7 +132,9 @@ class LSTD(OffPolicyEstimator):
         basis = fit_state_basis(self.features, data, self.random_state)
         log = passes.LinearLog(data, lambda block: self._look(block, policy, basis, stationary))
         solution = linear.solve(log.sums(weight, 1 if stationary else int(data.horizon or 1)), self._gamma, self.ridge)
-        instruments = passes.Instruments(richer_state_features, partial(state_p_value, time_indexed=not stationary))
+        instruments = passes.Instruments(
+            partial(richer_state_features, basis=basis), partial(state_p_value, time_indexed=not stationary)
+        )
         stats = passes.second_pass(log, weight, solution, self._gamma, instruments)
         diagnostics, findings = passes.diagnose(
             data, solution, stats, self._gamma, stationary=stationary, ridge=self.ridge

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -175,9 +176,10 @@ class LSTDQ(QEstimator):
         return np.asarray(psi - episode_weight * psi.mean())
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        log = self._views(data, policy, fit_basis(self.features, data, self.random_state))
+        basis = fit_basis(self.features, data, self.random_state)
+        log, richer = self._views(data, policy, basis), partial(richer_features, basis=basis)
         solution = linear.solve(log.sums(weight, self._n_values(data)), self._gamma, self.ridge)
-        stats = passes.second_pass(log, weight, solution, self._gamma, passes.Instruments(richer_features))
+        stats = passes.second_pass(log, weight, solution, self._gamma, passes.Instruments(richer))
         stationary = self._is_stationary(data)
         diagnostics, findings = passes.diagnose(
             data, solution, stats, self._gamma, stationary=stationary, ridge=self.ridge

@@ -105,8 +105,8 @@ class MarginalizedIS(LinearRatioEstimator):
         ones, final = np.ones(len(block)), seen.phi_next[block.offsets[1:] - 1]
         return View(seen, ones, block.rewards, ones, exit_shares(block, self._gamma, stationary), final)
 
-    def _instruments(self, block: LoggedDataset) -> tuple[FloatArray, FloatArray | None]:
-        return history_features(block), richer_features(block)
+    def _instruments(self, block: LoggedDataset, basis: Basis) -> tuple[FloatArray, FloatArray | None]:
+        return history_features(block), richer_features(block, basis)
 
     def _own_findings(self, data: LoggedDataset, policy: Policy) -> list[verdicts.Finding]:
         return [verdicts.judge_unlogged(*unlogged_mass(data, policy))]

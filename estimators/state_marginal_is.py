@@ -13,9 +13,9 @@ from ope.estimators import _verdicts as verdicts
 from ope.estimators._features import (
     Basis,
     FeatureBlock,
-    fourier_features,
     history_features,
     is_one_hot,
+    richer_state_features,
     unfitted,
 )
 from ope.estimators._importance import unlogged_mass
@@ -265,19 +265,21 @@ class StateMarginalIS(LinearRatioEstimator):
         seen, multiplier, root = state_system(block, features, final, rho, visit_weight, **settings)
         return View(seen, multiplier, block.rewards, root, exit_shares(block, self._gamma, stationary), final)
 
-    def _instruments(self, block: LoggedDataset) -> tuple[FloatArray, FloatArray | None]:
-        return history_features(block), None if is_one_hot(block.states) else fourier_features(block.states)
+    def _instruments(self, block: LoggedDataset, basis: Basis) -> tuple[FloatArray, FloatArray | None]:
+        # Weighted differences have mean 0 in every state, not for every action: only states may predict them.
+        return history_features(block), richer_state_features(block, basis)
 
     def _p_values(
         self,
         block: LoggedDataset,
+        basis: Basis,
         view: View,
         solution: linear.LinearSolution,
         eps: FloatArray,
         omega: FloatArray,
         share: float,
     ) -> tuple[float, float]:
-        weighted_p, features_p = super()._p_values(block, view, solution, eps, omega, share)
+        weighted_p, features_p = super()._p_values(block, basis, view, solution, eps, omega, share)
         if not block.discrete:
             return weighted_p, features_p
         by_step = len(solution.theta) > 1
