@@ -112,8 +112,8 @@ class SimulatorQ(QEstimator):
     """The Q function of the candidate in a simulator that the user has.
 
     Its own value is refused: nothing of the log speaks for it. It is a control variate,
-    ``EfficientDoublyRobust(q=SimulatorQ(...))``: the value is then right, and the interval valid, however wrong the simulator is,
-    if the propensities are right.
+    ``EfficientDoublyRobust(q=SimulatorQ(...))``: with right propensities the value is then consistent, and the interval holds as the log
+    grows, however wrong the simulator is.
 
     Parameters
     ----------
