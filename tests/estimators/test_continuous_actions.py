@@ -23,6 +23,7 @@ TARGETS = {"gaussian": LinearGaussian(GAIN, 0.3), "deterministic": LinearGaussia
 MARGINAL = {
     "LSTDQ", "MarginalizedIS", "DICE", "GradientDICE", "CoinDICE", "MinimaxWeightLearning", "MinimaxQLearning",
     "DoubleReinforcementLearning", "FittedQEvaluation", "BellmanCalibrated", "DefaultEstimator", "LinearGaussianModel", "StackedQ",
+    "LepskiEstimator",
 }  # fmt: skip
 DOUBLY_ROBUST = {"DoublyRobust", "EfficientDoublyRobust", "MAGIC"}
 WEIGHTED = {
@@ -41,6 +42,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
     "FittedQEvaluation": {"regressor": LinearRegression(fit_intercept=False), "features": "auto", "n_bootstrap": 20},
     "DICE": {"positive": False},
     "StackedQ": {"q": [LSTDQ(), LSTDQ(ridge=1.0)], "n_folds": 2},
+    "LepskiEstimator": {"estimators": [LSTDQ(), LSTDQ(ridge=0.01)]},
     "MAGIC": {"n_bootstrap": 50},
 }
 
