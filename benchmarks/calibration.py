@@ -8,10 +8,7 @@ A cell is a problem, features and a number of episodes; a row is a log. All meth
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,12 +19,11 @@ from scipy.special import stdtr
 from sklearn.base import BaseEstimator, RegressorMixin
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.tree import DecisionTreeRegressor
-from threadpoolctl import threadpool_limits
+from studies import fill, kept_cells, options, position, quiet, write_tables
 
 from ope import LoggedDataset, Policy
 from ope.estimate import Estimate
 from ope.estimators import LSTDQ, BellmanCalibrated, CalibrationError, FittedQEvaluation, calibration_error
-from ope.files import replace_file
 from ope.policies import GaussianPolicy, TabularPolicy
 from ope.problems import Problem, RandomMDP, RiverSwim, ScalarLQR
 from ope.validation import FloatArray
@@ -35,11 +31,10 @@ from ope.validation import FloatArray
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "calibration.json"
 REPORT = HERE.parent / "docs" / "calibration.md"
-MARK = "<!-- tables -->"
 SIZES = (64, 256)
 LOGS = 200
 TREE_LOGS = 40
-SAVE_EVERY = 10
+Row = Callable[..., dict[str, Any]]
 
 
 class LeastSquares(RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -54,11 +49,6 @@ class LeastSquares(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     def predict(self, X: FloatArray) -> FloatArray:
         """Return linear predictions."""
         return np.asarray(X @ self.coef_)
-
-
-def position(states: FloatArray) -> FloatArray:
-    """Return a 1 and the number of a one-hot state: all that wrong features see of it."""
-    return np.column_stack([np.ones(len(states)), states.argmax(axis=1)])
 
 
 def straight(inputs: FloatArray) -> FloatArray:
@@ -168,18 +158,14 @@ def cells(wanted: list[str], logs: int) -> list[tuple[str, str, bool, int, int]]
 
 def study(wanted: list[str], logs: int) -> None:
     """Run what is missing and keep it as it comes."""
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = kept_cells(RESULTS)
     for kind, name, right, n, wished in cells(wanted, logs):
-        question = QUESTIONS[name]()
-        cell = kept.setdefault(f"{kind}|{name}|{'right' if right else 'wrong'}|{n}", {"rows": [], "seconds": 0.0})
-        while len(cell["rows"]) < wished:
-            start = time.process_time()
-            log = question.problem.sample(n, random_state=len(cell["rows"]))
-            cell["rows"].append((linear_row if kind == "linear" else tree_row)(question, log, right))
-            cell["seconds"] = round(cell["seconds"] + time.process_time() - start, 3)
-            if len(cell["rows"]) % SAVE_EVERY == 0 or len(cell["rows"]) == wished:
-                replace_file(RESULTS, json.dumps(kept).encode())
-        print(kind, name, right, n, len(cell["rows"]), cell["seconds"], flush=True)
+        question, ask = QUESTIONS[name](), linear_row if kind == "linear" else tree_row
+
+        def row(seed: int, question: Question = question, ask: Row = ask, n: int = n, right: bool = right) -> Any:
+            return ask(question, question.problem.sample(n, random_state=seed), right)
+
+        fill(RESULTS, kept, f"{kind}|{name}|{'right' if right else 'wrong'}|{n}", wished, row)
 
 
 # -------------------------------------------------------------------- report
@@ -244,24 +230,17 @@ def report() -> None:
         *["", "### Trees", "", "*Right*: leaves of at least 5 rows; *wrong*: 3 leaves.", ""],
         *value_table(kept, "tree", ("FQE", "calibrated")),
     ]
-    page = REPORT.read_text() if REPORT.exists() else f"# Bellman calibration\n\n{MARK}\n{MARK}\n"
-    head, _, foot = page.split(MARK)
-    REPORT.write_text(MARK.join([head, "\n\n" + "\n".join(parts) + "\n\n", foot]))
+    write_tables(REPORT, parts)
 
 
 def main() -> None:
     """Run the study or write its page."""
-    parser = argparse.ArgumentParser(description="Bellman calibration")
-    parser.add_argument("verb", choices=["run", "report"])
-    parser.add_argument("--logs", type=int, default=LOGS)
-    parser.add_argument("--only", nargs="*", default=list(QUESTIONS))
-    options = parser.parse_args()
-    if options.verb == "report":
+    asked = options("Bellman calibration", LOGS, list(QUESTIONS))
+    if asked.verb == "report":
         report()
         return
-    with threadpool_limits(1), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study(options.only, options.logs)
+    with quiet():
+        study(asked.only, asked.logs)
 
 
 if __name__ == "__main__":

@@ -9,23 +9,20 @@ five folds and valued inside, for all ways of choosing the same; the stack has f
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
-import warnings
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
 from sklearn.preprocessing import FunctionTransformer
-from threadpoolctl import threadpool_limits
+from studies import constant, fill, kept_cells, options, pairs, position, quiet, write_tables
 
 from ope import LoggedDataset, Policy
 from ope.estimators import LSTDQ, StackedQ, q_tournament
 from ope.estimators._crossfit import cross_fit_q, folds, temporal_differences
-from ope.files import replace_file
 from ope.policies import TabularPolicy
 from ope.problems import RandomMDP, RiverSwim, TabularProblem
 from ope.validation import FloatArray
@@ -33,10 +30,8 @@ from ope.validation import FloatArray
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "choice_of_q.json"
 REPORT = HERE.parent / "docs" / "choice_of_q.md"
-MARK = "<!-- tables -->"
 SIZES = (64, 256)
 LOGS = 200
-SAVE_EVERY = 10
 
 PROBLEMS: Mapping[str, Callable[[], TabularProblem]] = {
     "RiverSwim, 30 steps seen": lambda: RiverSwim(max_steps=30),
@@ -44,21 +39,6 @@ PROBLEMS: Mapping[str, Callable[[], TabularProblem]] = {
     "RandomMDP, ten states": lambda: RandomMDP(10, 2, terminals=1, random_state=3),
     "RandomMDP, horizon 5": lambda: RandomMDP(horizon=5, random_state=0),
 }
-
-
-def position(states: FloatArray) -> FloatArray:
-    """Return a 1 and the number of a one-hot state."""
-    return np.column_stack([np.ones(len(states)), states.argmax(axis=1)])
-
-
-def constant(states: FloatArray) -> FloatArray:
-    """Return a 1: nothing of the state."""
-    return np.ones((len(states), 1))
-
-
-def pairs(states: FloatArray) -> FloatArray:
-    """Return which two neighbours a one-hot state belongs to."""
-    return np.asarray(np.eye((states.shape[1] + 1) // 2)[states.argmax(axis=1) // 2])
 
 
 def odd(states: FloatArray) -> FloatArray:
@@ -109,18 +89,12 @@ def repetition(problem: TabularProblem, n: int, right: bool, seed: int) -> dict[
 
 def study(logs: int) -> None:
     """Run what is missing and keep it as it comes."""
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = kept_cells(RESULTS)
     for name, make in PROBLEMS.items():
         for n in SIZES:
             for right in (True, False):
-                cell = kept.setdefault(f"{name}|{'with' if right else 'without'}|{n}", {"rows": [], "seconds": 0.0})
-                while len(cell["rows"]) < logs:
-                    start = time.process_time()
-                    cell["rows"].append(repetition(make(), n, right, len(cell["rows"])))
-                    cell["seconds"] = round(cell["seconds"] + time.process_time() - start, 3)
-                    if len(cell["rows"]) % SAVE_EVERY == 0 or len(cell["rows"]) == logs:
-                        replace_file(RESULTS, json.dumps(kept).encode())
-                print(name, n, right, len(cell["rows"]), cell["seconds"], flush=True)
+                row = partial(repetition, make(), n, right)
+                fill(RESULTS, kept, f"{name}|{'with' if right else 'without'}|{n}", logs, row)
 
 
 # -------------------------------------------------------------------- report
@@ -178,23 +152,17 @@ def report() -> None:
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *[second for _, second in lines],
     ]
-    page = REPORT.read_text() if REPORT.exists() else f"# Choice of Q\n\n{MARK}\n{MARK}\n"
-    start, _, end = page.split(MARK)
-    REPORT.write_text(MARK.join([start, "\n\n" + "\n".join(parts) + "\n\n", end]))
+    write_tables(REPORT, parts)
 
 
 def main() -> None:
     """Run the study or write its page."""
-    parser = argparse.ArgumentParser(description="choosing among Q functions")
-    parser.add_argument("verb", choices=["run", "report"])
-    parser.add_argument("--logs", type=int, default=LOGS)
-    options = parser.parse_args()
-    if options.verb == "report":
+    asked = options("choosing among Q functions", LOGS)
+    if asked.verb == "report":
         report()
         return
-    with threadpool_limits(1), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study(options.logs)
+    with quiet():
+        study(asked.logs)
 
 
 if __name__ == "__main__":

@@ -130,7 +130,7 @@ NEURAL: Mapping[str, Callable[[float], OffPolicyEstimator]] = {
     "neural AlgaeDICE": dice("algae", network=NETWORK),
     "neural GradientDICE": build("GradientDICE", network=NETWORK),
     "neural MQL": build("MinimaxQLearning", network=NETWORK),
-    "ModelEnsemble": build("ModelEnsemble", n_updates=1500),
+    "neural ModelEnsemble": build("ModelEnsemble", n_updates=1500),
 }
 
 COLUMNS = ["estimator", "seed", "value", "std_error", "low", "high", "verdict", "seconds", "error"]

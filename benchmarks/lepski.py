@@ -9,18 +9,16 @@ the order of the choice: the least biased first.
 
 from __future__ import annotations
 
-import argparse
 import json
-import time
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from sklearn.preprocessing import FunctionTransformer
-from threadpoolctl import threadpool_limits
+from studies import constant, fill, kept_cells, options, pairs, position, quiet, write_tables
 
 from ope import Policy
 from ope.estimate import Estimate
@@ -33,18 +31,14 @@ from ope.estimators import (
     LepskiEstimator,
     WeightedIS,
 )
-from ope.files import replace_file
 from ope.policies import FunctionPolicy, TabularPolicy
 from ope.problems import LinearGaussian, ModelWin, Problem, RandomMDP, RiverSwim, ScalarLQR
-from ope.validation import FloatArray
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "lepski.json"
 REPORT = HERE.parent / "docs" / "lepski.md"
-MARK = "<!-- tables -->"
 SIZES = (64, 256)
 LOGS = 100
-SAVE_EVERY = 10
 CHOICE = "Lepski"
 
 PROBLEMS: Mapping[str, Callable[[], Problem]] = {
@@ -59,21 +53,6 @@ PROBLEMS: Mapping[str, Callable[[], Problem]] = {
 }
 FINITE = ("RandomMDP, horizon 5", "RiverSwim, horizon 20", "ModelWin, horizon 20")
 ENDLESS = ("RiverSwim, 30 steps seen", "RandomMDP, one terminal", "RandomMDP, ten states")
-
-
-def position(states: FloatArray) -> FloatArray:
-    """Return a 1 and the number of a one-hot state."""
-    return np.column_stack([np.ones(len(states)), states.argmax(axis=1)])
-
-
-def constant(states: FloatArray) -> FloatArray:
-    """Return a 1: nothing of the state."""
-    return np.ones((len(states), 1))
-
-
-def pairs(states: FloatArray) -> FloatArray:
-    """Return which two neighbours a one-hot state belongs to."""
-    return np.asarray(np.eye((states.shape[1] + 1) // 2)[states.argmax(axis=1) // 2])
 
 
 @dataclass(frozen=True)
@@ -161,18 +140,12 @@ def repetition(problem: Problem, knob: Knob, n: int, seed: int) -> dict[str, Any
 
 def study(wanted: list[str], logs: int) -> None:
     """Run what is missing and keep it as it comes."""
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    kept = kept_cells(RESULTS)
     for name in wanted:
         for n in SIZES:
             for place in KNOBS[name]().problems:
-                cell = kept.setdefault(f"{name}|{place}|{n}", {"rows": [], "seconds": 0.0})
-                while len(cell["rows"]) < logs:
-                    start = time.process_time()
-                    cell["rows"].append(repetition(PROBLEMS[place](), KNOBS[name](), n, len(cell["rows"])))
-                    cell["seconds"] = round(cell["seconds"] + time.process_time() - start, 3)
-                    if len(cell["rows"]) % SAVE_EVERY == 0 or len(cell["rows"]) == logs:
-                        replace_file(RESULTS, json.dumps(kept).encode())
-                print(name, place, n, len(cell["rows"]), cell["seconds"], flush=True)
+                row = partial(repetition, PROBLEMS[place](), KNOBS[name](), n)
+                fill(RESULTS, kept, f"{name}|{place}|{n}", logs, row)
 
 
 # -------------------------------------------------------------------- report
@@ -227,24 +200,17 @@ def report() -> None:
         "|---|---|---|---|---|",
         *summary,
     ]
-    page = REPORT.read_text() if REPORT.exists() else f"# Lepski's choice\n\n{MARK}\n{MARK}\n"
-    start, _, end = page.split(MARK)
-    REPORT.write_text(MARK.join([start, "\n\n" + "\n".join([*head, *parts]) + "\n\n", end]))
+    write_tables(REPORT, [*head, *parts])
 
 
 def main() -> None:
     """Run the study or write its page."""
-    parser = argparse.ArgumentParser(description="Lepski's choice")
-    parser.add_argument("verb", choices=["run", "report"])
-    parser.add_argument("--logs", type=int, default=LOGS)
-    parser.add_argument("--only", nargs="*", default=list(KNOBS))
-    options = parser.parse_args()
-    if options.verb == "report":
+    asked = options("Lepski's choice", LOGS, list(KNOBS))
+    if asked.verb == "report":
         report()
         return
-    with threadpool_limits(1), np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        study(options.only, options.logs)
+    with quiet():
+        study(asked.only, asked.logs)
 
 
 if __name__ == "__main__":

@@ -114,12 +114,23 @@ def calibrate(
 
 def _quantiles(position: IntArray, row_weight: FloatArray, n_bins: int) -> IntArray:
     """Return the bin of every knot."""
-    mass = np.bincount(position, row_weight)
-    if n_bins >= len(mass):
-        return np.arange(len(mass))
-    middle = (np.cumsum(mass) - mass / 2.0) / mass.sum()
-    level: IntArray = np.unique((n_bins * middle).astype(np.int64), return_inverse=True)[1]
+    if n_bins > position.max():
+        return np.arange(position.max() + 1)
+    level: IntArray = np.unique(equal_parts(position, row_weight, n_bins), return_inverse=True)[1]
     return level
+
+
+def equal_parts(position: IntArray, row_weight: FloatArray, n_parts: int) -> IntArray:
+    """Return which of `n_parts` parts of equal weight each knot belongs to; `position` is the knot of a row.
+
+    Examples
+    --------
+    >>> equal_parts(np.array([0, 0, 1, 2]), np.ones(4), 2)
+    array([0, 1, 1])
+    """
+    mass = np.bincount(position, row_weight)
+    middle = (np.cumsum(mass) - mass / 2.0) / max(mass.sum(), np.finfo(float).tiny)
+    return np.asarray(np.minimum(n_parts * middle, n_parts - 1), dtype=np.int64)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from ope.estimators import _linear as linear
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._dice_flow import ActionFeatures, FlowFeatures, Kept
 from ope.estimators._dice_linear import LinearSolver, effective, influence
-from ope.estimators._dice_problem import DiceModel, DiceProblem, DiceValues, Lagrangian, NeuralFunctions, used_rows
+from ope.estimators._dice_problem import DiceModel, DiceProblem, DiceValues, Lagrangian, NeuralFunctions
 from ope.estimators._features import FeatureBlock, check_features, fit_basis
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._marginal import RatioSums, exit_shares
 from ope.estimators._ratio import RatioEstimator
-from ope.policy import Policy, Requirement, overlap
+from ope.policy import Policy, Requirement, overlap, used_rows
 from ope.validation import FloatArray, check_integer
 from ope.verdict import Level, Verdict
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from ope import ragged
 from ope.dataset import LoggedDataset
-from ope.policy import Policy, continuing_ends
+from ope.policy import Policy, used_rows
 from ope.schema import End
 from ope.validation import BoolArray, FloatArray, IntArray, check_integer, check_number
 
@@ -231,14 +231,6 @@ class DiceProblem:
     def ratio_scale(self) -> float:
         """What turns zeta into c of `RatioModel`, J = mean over episodes of sum_t c_it r_it."""
         return self.mass * float(self.episode_weight.sum()) / self.total
-
-
-def used_rows(data: LoggedDataset, stationary: bool) -> BoolArray:
-    """Return False for the last row of an end that goes on to an unknown state, shape (n,)."""
-    goes_on = continuing_ends(data, stationary)
-    used = np.ones(data.n_transitions, dtype=bool)
-    used[data.offsets[1:][goes_on & ~data.final_known()] - 1] = False
-    return used
 
 
 def absorbed_episodes(data: LoggedDataset, terminal: Terminal, gamma: float, horizon: int | None) -> BoolArray:

@@ -13,7 +13,7 @@ from sklearn.base import clone
 from ope import ragged
 from ope.dataset import LoggedDataset, Rows
 from ope.estimators._draws import final_nodes, row_nodes
-from ope.policy import Policy, continuing_ends, probabilities
+from ope.policy import Policy, continuing_ends, probabilities, used_rows
 from ope.validation import FloatArray, IntArray
 
 
@@ -183,8 +183,7 @@ def feature_block(
     phi = basis.logged(block.states, block.actions)
     phi_bar = _expected(policy, block.rows(), block, basis, lambda: row_nodes(policy, block, n_samples, random_state))
     last = np.zeros((block.n_episodes, phi.shape[1]))
-    goes_on = continuing_ends(block, stationary)
-    known = np.flatnonzero(goes_on & block.final_known())
+    known = np.flatnonzero(continuing_ends(block, stationary) & block.final_known())
     if len(known):
         last[known] = _expected(
             policy,
@@ -193,8 +192,7 @@ def feature_block(
             basis,
             lambda: final_nodes(policy, block, known, n_samples, random_state),
         )
-    used = np.ones(len(phi), dtype=bool)
-    used[block.offsets[1:][goes_on & ~block.final_known()] - 1] = False
+    used = used_rows(block, stationary)
     phi_next = ragged.shift_to_next(phi_bar, block.offsets, last)
     return FeatureBlock(phi, phi_bar, phi_next, used, block.rewards, block.offsets, ragged.step_index(block.offsets))
 

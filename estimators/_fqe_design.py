@@ -13,7 +13,7 @@ from ope.dataset import LoggedDataset
 from ope.estimators._draws import final_nodes, row_nodes
 from ope.estimators._features import Basis
 from ope.estimators._q import QPredictions
-from ope.policy import Policy, continuing_ends, probabilities
+from ope.policy import Policy, continuing_ends, probabilities, used_rows
 from ope.validation import BoolArray, FloatArray, IntArray
 
 
@@ -99,15 +99,12 @@ def make_design(
     data: LoggedDataset, policy: Policy, inputs: Basis, stationary: bool, n_samples: int, random_state: int
 ) -> Design:
     """Compute the regression matrices of a log for one candidate."""
-    goes_on = continuing_ends(data, stationary)
-    known = goes_on & data.final_known()
+    known = continuing_ends(data, stationary) & data.final_known()
     finals = np.flatnonzero(known)
     x_nodes, node_weights = _nodes(policy, data, None, inputs, n_samples, random_state)
     after, after_weights = x_nodes[:0], node_weights[:0]
     if len(finals):
         after, after_weights = _nodes(policy, data, finals, inputs, n_samples, random_state)
-    used = np.ones(data.n_transitions, dtype=bool)
-    used[data.offsets[1:][goes_on & ~known] - 1] = False
     position = np.full(data.n_episodes, -1)
     position[finals] = np.arange(len(finals))
     return Design(
@@ -119,7 +116,7 @@ def make_design(
         final_weights=after_weights,
         final_position=position,
         final_known=known,
-        used=used,
+        used=used_rows(data, stationary),
         rewards=data.rewards,
         offsets=data.offsets,
         stationary=stationary,

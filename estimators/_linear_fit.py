@@ -188,6 +188,19 @@ def _p_values(
     return past, 1.0 if more is None else specification_p_value(view.targets, more, *rest)
 
 
+def describe(solution: linear.LinearSolution, stats: SecondPass) -> dict[str, Any]:
+    """Return the diagnostics that every linear method has."""
+    return {
+        "ess": stats.ess,
+        **verdicts.influence_diagnostics(stats.influence),
+        "condition": solution.condition,
+        "specification_p": stats.past_p,
+        "features_p": stats.features_p,
+        "unsupported": stats.unsupported,
+        "left_out_transitions": stats.n_left_out,
+    }
+
+
 def diagnose(
     data: LoggedDataset,
     solution: linear.LinearSolution,
@@ -198,16 +211,7 @@ def diagnose(
     ridge: float,
 ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
     """Return the diagnostics of a linear method and the findings from them."""
-    diagnostics: dict[str, Any] = {
-        "ess": stats.ess,
-        **verdicts.influence_diagnostics(stats.influence),
-        "condition": solution.condition,
-        "specification_p": stats.past_p,
-        "features_p": stats.features_p,
-        "unsupported": stats.unsupported,
-        "truncated_share": verdicts.truncated_share(data),
-        "left_out_transitions": stats.n_left_out,
-    }
+    diagnostics = {**describe(solution, stats), "truncated_share": verdicts.truncated_share(data)}
     findings = [
         verdicts.judge_finite(solution.value, stats.influence),
         verdicts.judge_range(solution.value, data, gamma, stationary, Level.REFUSE),

@@ -21,7 +21,7 @@ from ope.estimators._draws import final_nodes, row_nodes
 from ope.estimators._features import FeatureBlock, fourier_features, history_features
 from ope.estimators._neural_fqe_problem import Scaling, time_columns
 from ope.neural.networks import MLP
-from ope.policy import Policy, continuing_ends, probabilities
+from ope.policy import Policy, continuing_ends, probabilities, used_rows
 from ope.validation import FloatArray, IntArray
 
 # Of the last layer: as many coefficients as the log has rows to tell them apart, and a system that is solved in seconds.
@@ -224,13 +224,11 @@ class NetworkFeatures:
         steps = ragged.step_index(block.offsets)
         phi = self.logged(block.states, steps, block.actions)
         phi_bar = self._expected(policy, block, block.rows(), steps, None)
-        goes_on, known = continuing_ends(block, stationary), block.final_known()
-        chosen = np.flatnonzero(goes_on & known)
+        chosen = np.flatnonzero(continuing_ends(block, stationary) & block.final_known())
         last = np.zeros((block.n_episodes, phi.shape[1]))
         if len(chosen):
             last[chosen] = self._expected(policy, block, block.final_rows(chosen), block.lengths[chosen], chosen)
-        used = np.ones(len(phi), dtype=bool)
-        used[block.offsets[1:][goes_on & ~known] - 1] = False
+        used = used_rows(block, stationary)
         phi_next = ragged.shift_to_next(phi_bar, block.offsets, last)
         return FeatureBlock(phi, phi_bar, phi_next, used, block.rewards, block.offsets, steps)
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimators._draws import final_nodes, row_nodes
-from ope.estimators._q import QModel
-from ope.policy import Policy, continuing_ends, probabilities
+from ope.estimators._q import QModel, QPredictions
+from ope.policy import Policy, continuing_ends, probabilities, used_rows
 from ope.validation import BoolArray, FloatArray, IntArray
 
 
@@ -43,6 +43,12 @@ class QTable:
     def v(self) -> FloatArray:
         """Vhat(s_t), shape (n,)."""
         return np.asarray(np.einsum("nm,nm->n", self.weights, self.nodes))
+
+    @property
+    def predictions(self) -> QPredictions:
+        """What the model says without being asked for every action."""
+        v_final = np.asarray(np.einsum("nm,nm->n", self.final_weights, self.final_nodes))
+        return QPredictions(self.q, self.v, v_final)
 
 
 class _Anyone(Policy):
@@ -106,10 +112,7 @@ def probe(
     model: QModel, policy: Policy, data: LoggedDataset, stationary: bool, n_samples: int, random_state: int
 ) -> QTable:
     """Ask a Q model for all actions of a candidate, at all states of a log."""
-    goes_on = continuing_ends(data, stationary)
-    known = np.flatnonzero(goes_on & data.final_known())
-    used = np.ones(data.n_transitions, dtype=bool)
-    used[data.offsets[1:][goes_on & ~data.final_known()] - 1] = False
+    known, used = np.flatnonzero(continuing_ends(data, stationary) & data.final_known()), used_rows(data, stationary)
     extended = _Extended.build(data, known)
     if data.action_labels is not None:
         return _probe_discrete(model, policy, data, extended, known, used)

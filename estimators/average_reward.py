@@ -206,16 +206,8 @@ class AverageRewardLSTDQ(OffPolicyEstimator):
     def _diagnose(
         self, data: LoggedDataset, solution: linear.LinearSolution, stats: passes.SecondPass, weight: FloatArray
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
-        diagnostics: dict[str, Any] = {
-            "ess": stats.ess,
-            **verdicts.influence_diagnostics(stats.influence),
-            "condition": solution.condition,
-            "specification_p": stats.past_p,
-            "features_p": stats.features_p,
-            "unsupported": stats.unsupported,
-            "logged_average": float(np.average(data.rewards, weights=np.repeat(weight, data.lengths))),
-            "left_out_transitions": stats.n_left_out,
-        }
+        logged = float(np.average(data.rewards, weights=np.repeat(weight, data.lengths)))
+        diagnostics = {**passes.describe(solution, stats), "logged_average": logged}
         findings = [
             verdicts.judge_finite(solution.value, stats.influence),
             verdicts.judge_average_range(solution.value, data),

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _calibration as bins
@@ -15,11 +16,12 @@ from ope.estimators import _linear as linear
 from ope.estimators import _linear_fit as passes
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import bellman_error as errors
-from ope.estimators._crossfit import CrossFitted, unfinished
+from ope.estimators._crossfit import CrossFitted, CrossFittedQ, unfinished
 from ope.estimators._probe import QTable, probe
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.estimators.lstdq import LSTDQ
+from ope.inference.weights import fold_of
 from ope.policy import Policy, Requirement
 from ope.validation import FloatArray, IntArray, check_integer
 from ope.verdict import Verdict
@@ -224,9 +226,19 @@ class BellmanCalibrated(CrossFitted):
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         order = np.argsort(data.episode_keys)  # ties are broken by rounding, which follows the order of the rows
         log, own_weight = data.select(order), weight[order]
-        parts = [self._calibrate(log, policy, own_weight, *part) for part in self._folds(log, own_weight)]
+        split = list(self._folds(log, own_weight))
+        parts = [self._calibrate(log, policy, own_weight, *part) for part in split]
         value, psi = average_folds(parts, own_weight)
-        diagnostics, findings = self._diagnose(log, policy, parts, value, psi, own_weight)
+        diagnostics, findings = self._diagnose(log, parts, value, psi)
+        smaller = errors.half_fits(self._nested(), log, policy, own_weight, split, self.random_state)
+        measured, found = self._measure(log, [_predictions(log, parts), *smaller], value, psi, own_weight)
+        diagnostics |= measured | _describe_bins(parts)
+        findings.append(verdicts.judge_bins(diagnostics["n_bins"]))
+        findings.append(
+            errors.judge_calibration(found, measured["calibration_shift"], measured["calibration_shift_error"])
+        )
+        findings.append(verdicts.judge_q_fits(sum(part.unfinished for part in parts), self.n_folds))
+        findings.append(verdicts.judge_unlogged(*unlogged_mass(log, policy)))
         influence = np.empty_like(psi)
         influence[order] = psi
         return self._result(
@@ -261,62 +273,40 @@ class BellmanCalibrated(CrossFitted):
         return CalibratedFold(inside, table, *fit, unfinished(model))
 
     def _diagnose(
-        self,
-        data: LoggedDataset,
-        policy: Policy,
-        parts: list[CalibratedFold],
-        value: float,
-        psi: FloatArray,
-        weight: FloatArray,
+        self, data: LoggedDataset, parts: list[CalibratedFold], value: float, psi: FloatArray
     ) -> tuple[dict[str, Any], list[verdicts.Finding]]:
-        stationary = self._stationary(data)
         solution, stats = _pooled(parts, value, psi)
-        diagnostics, findings = passes.diagnose(data, solution, stats, self._gamma, stationary=stationary, ridge=0.0)
-        own, found = self._diagnose_model(data, policy, parts, value, psi, weight)
-        findings.append(verdicts.judge_bins(own["n_bins"]))
-        findings.append(errors.judge_calibration(found, own["calibration_shift"], own["calibration_shift_error"]))
-        findings.append(verdicts.judge_q_fits(sum(part.unfinished for part in parts), self.n_folds))
-        findings.append(verdicts.judge_unlogged(*unlogged_mass(data, policy)))
-        return {**diagnostics, **own}, findings
+        return passes.diagnose(data, solution, stats, self._gamma, stationary=self._stationary(data), ridge=0.0)
 
-    def _diagnose_model(
-        self,
-        data: LoggedDataset,
-        policy: Policy,
-        parts: list[CalibratedFold],
-        value: float,
-        psi: FloatArray,
-        weight: FloatArray,
+    def _measure(
+        self, data: LoggedDataset, predictions: list[QPredictions], value: float, psi: FloatArray, weight: FloatArray
     ) -> tuple[dict[str, Any], errors.CalibrationError]:
-        predictions, fold = _predictions(data, parts)
+        """Return how far the model is from its targets, and how far calibration moves its value."""
+        fold = fold_of(data.episode_keys, self.n_folds, self.random_state)
         n_bins = errors.bins_for(data.n_episodes, 10, self.min_episodes)
-        split = list(self._folds(data, weight))
-        smaller = errors.half_fits(self._nested(), data, policy, weight, split, self.random_state)
-        found = errors.measure(data, [predictions, *smaller], fold, weight, self._gamma, self._stationary(data), n_bins)
-        start = predictions.v[data.offsets[:-1]]
+        found = errors.measure(data, predictions, fold, weight, self._gamma, self._stationary(data), n_bins)
+        start = predictions[0].v[data.offsets[:-1]]
         q_value = float(np.mean(weight * start))
-        moved = psi - weight * (start - q_value)
         return {
             "q_value": q_value,
             "calibration_shift": value - q_value,
-            "calibration_shift_error": verdicts.standard_error(moved),
+            "calibration_shift_error": verdicts.standard_error(psi - weight * (start - q_value)),
             "calibration_error": found.size,
             "calibration_p": found.p_value,
-            "n_bins": float(np.mean([part.calibration.bins.size for part in parts])),
-            "sweeps": max(part.calibration.sweeps for part in parts),
-            "settled": all(part.calibration.settled for part in parts),
         }, found
 
 
-def _predictions(data: LoggedDataset, parts: list[CalibratedFold]) -> tuple[QPredictions, IntArray]:
-    """Return the uncalibrated predictions of all folds, and the fold of every episode."""
-    q, v, v_final = np.empty(data.n_transitions), np.empty(data.n_transitions), np.empty(data.n_episodes)
-    fold = np.empty(data.n_episodes, dtype=np.int64)
-    row_fold = np.empty(data.n_transitions, dtype=np.int64)
-    for k, part in enumerate(parts):
-        fold[part.inside] = k
-        v_final[part.inside] = np.einsum("nm,nm->n", part.table.final_weights, part.table.final_nodes)
-    row_fold = np.repeat(fold, data.lengths)
-    for k, part in enumerate(parts):
-        q[row_fold == k], v[row_fold == k] = part.table.q, part.table.v
-    return QPredictions(q, v, v_final), fold
+def _describe_bins(parts: list[CalibratedFold]) -> dict[str, Any]:
+    return {
+        "n_bins": float(np.mean([part.calibration.bins.size for part in parts])),
+        "sweeps": max(part.calibration.sweeps for part in parts),
+        "settled": all(part.calibration.settled for part in parts),
+    }
+
+
+def _predictions(data: LoggedDataset, parts: list[CalibratedFold]) -> QPredictions:
+    """Return the uncalibrated predictions of all folds."""
+    values = CrossFittedQ.empty(data)
+    for part in parts:
+        values.put(part.table.predictions, part.inside, ragged.rows_of(part.inside, data.offsets))
+    return values

@@ -14,11 +14,13 @@ from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimator import inherit_gamma
 from ope.estimators import _verdicts as verdicts
+from ope.estimators._calibration import equal_parts
 from ope.estimators._crossfit import cross_fit_q, folds, halves, temporal_differences
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.intervals import effective_freedom
-from ope.policy import Policy, continuing_ends
+from ope.inference.weights import fold_of
+from ope.policy import Policy, used_rows
 from ope.validation import BoolArray, FloatArray, IntArray, check_integer
 from ope.verdict import Level
 
@@ -186,13 +188,14 @@ def errors_of(
         lasting[known] = 2.0 * error[known] - smaller[known]
         lasting_psi[:, known] = 2.0 * psi[:, known] - smaller_psi[:, known]
     mass, counted = weight[:, None] * full.count, full.count[weight > 0]
-    spread = _spread(lasting, lasting_psi, (mass > 0).sum(axis=0))
+    episodes = (mass > 0).sum(axis=0)
+    spread = _spread(lasting, lasting_psi, episodes)
     return CalibrationError(
         prediction=weight @ full.q / mass.sum(axis=0),
         error=error,
-        std_error=_spread(error, psi, (mass > 0).sum(axis=0)),
+        std_error=_spread(error, psi, episodes),
         transitions=counted.sum(axis=0).astype(np.int64),
-        episodes=(mass > 0).sum(axis=0),
+        episodes=episodes,
         share=mass.sum(axis=0) / mass.sum(),
         influence=psi,
         lasting=lasting,
@@ -219,10 +222,7 @@ def equal_bins(q: FloatArray, row_weight: FloatArray, n_bins: int) -> IntArray:
     array([1, 0, 0, 1])
     """
     position: IntArray = np.unique(q, return_inverse=True)[1]
-    mass = np.bincount(position, row_weight)
-    middle = (np.cumsum(mass) - mass / 2.0) / max(mass.sum(), np.finfo(float).tiny)
-    level: IntArray = np.minimum(n_bins * middle, n_bins - 1).astype(np.int64)
-    return level[position]
+    return equal_parts(position, row_weight, n_bins)[position]
 
 
 def measure(
@@ -238,8 +238,7 @@ def measure(
 
     Bins are quantiles within the fold of each episode, shape (n_episodes,).
     """
-    used = np.repeat(weight > 0, data.lengths)
-    used[data.offsets[1:][continuing_ends(data, stationary) & ~data.final_known()] - 1] = False
+    used = used_rows(data, stationary) & np.repeat(weight > 0, data.lengths)
     row_weight, row_fold = np.repeat(weight, data.lengths), np.repeat(fold, data.lengths)
     sums = []
     for own in predictions:
@@ -364,9 +363,7 @@ def calibration_error(
         cross_fit_q(nested, data, policy, weight, parts),
         *half_fits(nested, data, policy, weight, parts, random_state),
     ]
-    fold = np.empty(data.n_episodes, dtype=np.int64)
-    for k, (inside, _) in enumerate(parts):
-        fold[inside] = k
+    fold = fold_of(data.episode_keys, n_folds, random_state)
     stationary = bool(getattr(nested, "stationary", False)) or data.horizon is None
     bins = bins_for(data.n_episodes, n_bins, min_episodes)
     return measure(data, predictions, fold, weight, float(gamma), stationary, bins)

@@ -13,11 +13,11 @@ from ope.estimators import _verdicts as verdicts
 from ope.estimators._dice_base import Fitted, SaddleEstimator, check_terminal
 from ope.estimators._dice_flow import FlowBlock, FlowFeatures, Kept, flow_sums
 from ope.estimators._dice_linear import Coordinates, LinearDiceModel, episode_sums, flow_matrix, span
-from ope.estimators._dice_problem import DiceProblem, Lagrangian, Terminal, used_rows
+from ope.estimators._dice_problem import DiceProblem, Lagrangian, Terminal
 from ope.estimators._features import Basis, FeatureBlock, history_features, richer_state_features
 from ope.estimators._saddle import Inverse
 from ope.estimators.state_marginal_is import StateMarginalIS, action_ratios, final_features, fit_state_basis
-from ope.policy import Policy, Requirement
+from ope.policy import Policy, Requirement, used_rows
 from ope.validation import FloatArray, check_number
 
 __all__ = ["COPTD", "cop_td_coefficients"]

@@ -21,8 +21,8 @@ from ope.validation import FloatArray, check_integer
 class GivenQ(QEstimator):
     """A Q function that is given: by a model fitted elsewhere, on other data, or by people who know the process.
 
-    Its own value is refused: nothing of the log speaks for it. It is a control variate,
-    ``DoublyRobust(q=GivenQ(q))``: the value is then right, and the interval valid, whatever `q` is, if the propensities are.
+    Its own value is refused: nothing of the log speaks for it. It is a control variate, ``DoublyRobust(q=GivenQ(q))``: with right
+    propensities the value is then unbiased, and the interval holds as the log grows, however wrong `q` is.
 
     Parameters
     ----------
@@ -147,8 +147,12 @@ class _Function:
 
     def _of(self, states: FloatArray, actions: npt.NDArray[Any]) -> FloatArray:
         found = np.asarray(self.owner.q(states, actions), dtype=np.float64)
-        if found.shape != (len(states),) or not np.isfinite(found).all():
+        rule = f"{type(self.owner).__name__}.fit: `q` must return one finite number a row, shape {(len(states),)}, got"
+        if found.shape != (len(states),):
+            raise ValueError(f"{rule} shape {found.shape}; correct it.")
+        wrong = np.flatnonzero(~np.isfinite(found))
+        if len(wrong):
             raise ValueError(
-                f"{type(self.owner).__name__}.fit: `q` must return one finite number a row, shape {(len(states),)}, got shape {found.shape} or others; correct it."
+                f"{rule} {found[wrong[0]]} in row {wrong[0]} and {len(wrong)} such row(s) in all; correct it."
             )
         return found

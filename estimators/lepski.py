@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ import numpy as np
 from ope.dataset import LoggedDataset
 from ope.diagnostics import influence_sample_size
 from ope.estimate import Estimate
-from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma
+from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma, numbered_names
 from ope.estimators import _verdicts as verdicts
 from ope.estimators.double_rl import DoubleReinforcementLearning
 from ope.inference.lepski import MULTIPLIER, LepskiChoice, lepski_choice
@@ -152,22 +152,23 @@ class LepskiEstimator(OffPolicyEstimator):
             }
         if isinstance(self.estimators, Mapping):
             return {str(name): option for name, option in self.estimators.items()}
-        return dict(zip(option_names(self.estimators), self.estimators, strict=True))
+        return dict(zip(numbered_names(self.estimators), self.estimators, strict=True))
 
     def _nested(self) -> dict[str, OffPolicyEstimator]:
         owner = type(self).__name__
         return {name: inherit_gamma(owner, option, self._gamma) for name, option in self._options().items()}
 
+    def _given(self) -> Collection[Any]:
+        return self.estimators.values() if isinstance(self.estimators, Mapping) else self.estimators or ()
+
     @property
     def needs_propensities(self) -> bool:  # type: ignore[override]
         """Whether an option reads them."""
-        given = self.estimators.values() if isinstance(self.estimators, Mapping) else self.estimators or ()
-        return any(getattr(option, "needs_propensities", False) for option in given)
+        return any(getattr(option, "needs_propensities", False) for option in self._given())
 
     def _check_log(self, data: Any) -> None:
         super()._check_log(data)
-        given = self.estimators.values() if isinstance(self.estimators, Mapping) else self.estimators or ()
-        for option in given:
+        for option in self._given():
             if isinstance(option, OffPolicyEstimator):
                 option._check_log(data)
 
@@ -210,21 +211,6 @@ def _ladder(choice: LepskiChoice, names: list[str]) -> dict[str, Any]:
         found[f"error_{name}"] = float(error)
         found[f"contradicted_{name}"] = "" if against is None else names[against]
     return found
-
-
-def option_names(options: Sequence[OffPolicyEstimator]) -> list[str]:
-    """Return the class of each option, numbered where there are several of it.
-
-    Examples
-    --------
-    >>> option_names([DoubleReinforcementLearning(), DoubleReinforcementLearning(ratio_cap=2.0)])
-    ['DoubleReinforcementLearning_1', 'DoubleReinforcementLearning_2']
-    """
-    kinds = [type(option).__name__ for option in options]
-    return [
-        kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: place + 1].count(kind)}"
-        for place, kind in enumerate(kinds)
-    ]
 
 
 def check_options(owner: str, options: Any) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
-from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma
+from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma, numbered_names
 from ope.estimators import _linear as linear
 from ope.estimators import _linear_fit as passes
 from ope.estimators import _verdicts as verdicts
@@ -24,7 +24,7 @@ from ope.estimators.bellman_calibrated import OneView
 from ope.estimators.fitted_q import FittedQEvaluation
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.estimators.lstdq import LSTDQ
-from ope.policy import Policy, Requirement, continuing_ends
+from ope.policy import Policy, Requirement, continuing_ends, used_rows
 from ope.validation import FloatArray, check_integer, check_number
 from ope.verdict import Verdict
 
@@ -35,16 +35,14 @@ def stacked_features(
     predictions: Sequence[QPredictions], data: LoggedDataset, stationary: bool, scale: float
 ) -> FeatureBlock:
     """Return [1, Q_1, ..., Q_M] / scale (the 1 as it is) as the features of a linear method."""
-    goes_on = continuing_ends(data, stationary)
-    known = goes_on & data.final_known()
-    used = np.ones(data.n_transitions, dtype=bool)
-    used[data.offsets[1:][goes_on & ~known] - 1] = False
+    known = continuing_ends(data, stationary) & data.final_known()
     phi = np.column_stack([np.ones(data.n_transitions), *(own.q / scale for own in predictions)])
     phi_bar = np.column_stack([np.ones(data.n_transitions), *(own.v / scale for own in predictions)])
     last = np.where(
         known[:, None], np.column_stack([np.ones(data.n_episodes), *(own.v_final / scale for own in predictions)]), 0.0
     )
     phi_next = ragged.shift_to_next(phi_bar, data.offsets, last)
+    used = used_rows(data, stationary)
     return FeatureBlock(phi, phi_bar, phi_next, used, data.rewards, data.offsets, ragged.step_index(data.offsets))
 
 
@@ -242,7 +240,7 @@ class StackedQ(OffPolicyEstimator):
         row_weight = seen.row_weights(weight)
         shares = row_weight @ stack.theta[linear.value_index(seen, len(stack.theta))] / row_weight.sum()
         diagnostics["intercept"] = float(shares[0])
-        for label, share, member in zip(member_names(self._members()), shares[1:] / scale, members, strict=True):
+        for label, share, member in zip(numbered_names(self._members()), shares[1:] / scale, members, strict=True):
             diagnostics[f"weight_{label}"] = float(share)
             diagnostics[f"value_{label}"] = float(np.mean(weight * member.v[data.offsets[:-1]]))
         findings.append(
@@ -277,23 +275,8 @@ def check_members(owner: str, members: Any) -> None:
 
 def check_finite(owner: str, predictions: Sequence[QPredictions], members: Sequence[QEstimator]) -> None:
     """Raise where a Q method diverged beyond the range of floats."""
-    for label, own in zip(member_names(members), predictions, strict=True):
+    for label, own in zip(numbered_names(members), predictions, strict=True):
         if not all(np.isfinite(part).all() for part in (own.q, own.v, own.v_final)):
             raise ValueError(
                 f"{owner}: predictions of `q` must be finite, got infinite ones from {label}, which diverged; leave it out, or use trees or a smaller gamma."
             )
-
-
-def member_names(members: Sequence[QEstimator]) -> list[str]:
-    """Return the class of each member, numbered where there are several of it.
-
-    Examples
-    --------
-    >>> member_names([LSTDQ(), FittedQEvaluation(), LSTDQ(ridge=1.0)])
-    ['LSTDQ_1', 'FittedQEvaluation', 'LSTDQ_2']
-    """
-    kinds = [type(member).__name__ for member in members]
-    return [
-        kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: place + 1].count(kind)}"
-        for place, kind in enumerate(kinds)
-    ]

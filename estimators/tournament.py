@@ -12,11 +12,12 @@ from scipy.special import stdtr
 
 from ope import ragged
 from ope.dataset import LoggedDataset
+from ope.estimator import numbered_names
 from ope.estimators._crossfit import cross_fit_q, folds, temporal_differences
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators.bellman_error import checked_q, half_fits
-from ope.estimators.stacked_q import check_finite, check_members, member_names
-from ope.policy import Policy, continuing_ends
+from ope.estimators.stacked_q import check_finite, check_members
+from ope.policy import Policy, used_rows
 from ope.validation import BoolArray, FloatArray, IntArray, check_integer, check_number
 
 if TYPE_CHECKING:
@@ -206,16 +207,20 @@ def _named(q: Sequence[QEstimator] | Mapping[str, QEstimator]) -> tuple[list[str
         raise ValueError(
             f"{OWNER}: `q` must hold at least 2 Q-based estimators, got {len(members)}; offer one of another kind."
         )
-    return list(q) if isinstance(q, Mapping) else member_names(members), list(members)
+    return list(q) if isinstance(q, Mapping) else numbered_names(members), list(members)
 
 
 def _play_on(
     data: LoggedDataset, fitted: Sequence[QPredictions], weight: FloatArray, gamma: float, stationary: bool
 ) -> Matches:
-    used = np.ones(data.n_transitions, dtype=bool)
-    used[data.offsets[1:][continuing_ends(data, stationary) & ~data.final_known()] - 1] = False
     delta = [temporal_differences(data.rewards, own, data.offsets, gamma) for own in fitted]
-    return play(np.column_stack([own.q for own in fitted]), np.column_stack(delta), used, data.offsets, weight)
+    return play(
+        np.column_stack([own.q for own in fitted]),
+        np.column_stack(delta),
+        used_rows(data, stationary),
+        data.offsets,
+        weight,
+    )
 
 
 def _table(found: Matches, names: list[str], values: list[float], alpha: float) -> pd.DataFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -243,6 +243,22 @@ def inherit_gamma(owner: str, nested: OffPolicyEstimator, gamma: float) -> OffPo
     clone = copy.deepcopy(nested)
     clone.set_params(gamma=gamma)
     return clone
+
+
+def numbered_names(estimators: Sequence[OffPolicyEstimator]) -> list[str]:
+    """Return the class of each estimator, numbered where there are several of it.
+
+    Examples
+    --------
+    >>> from ope.estimators import LSTDQ, WeightedIS
+    >>> numbered_names([LSTDQ(), WeightedIS(), LSTDQ(ridge=1.0)])
+    ['LSTDQ_1', 'WeightedIS', 'LSTDQ_2']
+    """
+    kinds = [type(estimator).__name__ for estimator in estimators]
+    return [
+        kind if kinds.count(kind) == 1 else f"{kind}_{kinds[: place + 1].count(kind)}"
+        for place, kind in enumerate(kinds)
+    ]
 
 
 def bootstrap(

@@ -344,3 +344,10 @@ def continuing_ends(data: LoggedDataset, horizon_continues: bool) -> npt.NDArray
     if horizon_continues:
         return np.asarray(data.ends != End.TERMINAL)
     return np.asarray((data.ends == End.TRUNCATED) & (data.lengths != data.horizon))
+
+
+def used_rows(data: LoggedDataset, horizon_continues: bool) -> npt.NDArray[np.bool_]:
+    """Return False for the last row of an episode that goes on to an unknown state: it has no Bellman target, shape (n,)."""
+    used = np.ones(data.n_transitions, dtype=bool)
+    used[data.offsets[1:][continuing_ends(data, horizon_continues) & ~data.final_known()] - 1] = False
+    return used

@@ -39,6 +39,13 @@ def squashed_distribution(
     return SquashedNormal(mean, std, unit.shift, unit.scale)
 
 
+def squashed_mean(policy: NetworkPolicy, states: FloatArray, name: str) -> FloatArray:
+    """Return tanh of the network `name` in the unit of the actions, (m, k)."""
+    network, unit = policy.networks_[name], policy.origin_.actions
+    assert unit is not None
+    return unit.inverse(policy._evaluate(lambda x, _: torch.tanh(network(x)[0].double()), states))
+
+
 def best_of(
     policy: NetworkPolicy, states: FloatArray, n: int, propose: Callable[[torch.Tensor], torch.Tensor]
 ) -> Point:
@@ -86,11 +93,11 @@ def truncated_distribution(
     policy: NetworkPolicy, states: FloatArray, log_std_bounds: tuple[float, float], *, deterministic: bool
 ) -> ActionDistribution:
     """Return the normal around tanh of the network "actor", truncated to the bounds, or tanh alone."""
-    actor, unit = policy.networks_["actor"], policy.origin_.actions
-    assert unit is not None
-    mean = unit.inverse(policy._evaluate(lambda x, _: torch.tanh(actor(x)[0].double()), states))
+    mean = squashed_mean(policy, states, "actor")
     if deterministic:
         return Point(mean)
+    actor, unit = policy.networks_["actor"], policy.origin_.actions
+    assert unit is not None
     std = actor.parameters.constants["log_std"][0, 0].double().clamp(*log_std_bounds).exp().numpy() * unit.scale
     return TruncatedNormal(mean, np.broadcast_to(std, mean.shape), unit.shift - unit.scale, unit.shift + unit.scale)
 

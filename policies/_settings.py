@@ -91,7 +91,7 @@ class Choice:
         """Raise a ValueError that says what is wrong with `value`."""
         if not isinstance(value, str) or value not in self.options:
             *others, last = map(repr, self.options)
-            options = f"{', '.join(others)} or {last}"
+            options = f"{', '.join(others)} or {last}" if others else last
             raise ValueError(f"{owner}: `{name}` must be {options}, got {value!r}; pass one of them.")
 
 

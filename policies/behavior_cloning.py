@@ -17,6 +17,7 @@ from ope.neural.networks import MLP
 from ope.neural.optimizer import FlatAdam
 from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch, Standardizer, Transitions
+from ope.policies._actors import squashed_mean
 from ope.policies._distributions import MixtureNormal, Normal, Point
 from ope.policies._losses import masked_log_softmax, normal_log_prob
 from ope.policies._neural import NeuralLearner
@@ -225,9 +226,9 @@ class BehaviorCloning(NeuralLearner):
 
     Notes
     -----
-    Minimises the mean of -log pi(a|s), or, deterministic, of (tanh(f(s)) - a)^2 with the range of the actions as [-1, 1]. Masked actions have probability 0. Continuous actions are standardised by their
-    mean and standard deviation for training, and the density is that of the original unit; in the standardised unit the
-    log standard deviation lies in [-5, 2]. A mixture has pi(a|s) = sum_c w_c(s) N(a; mu_c(s), sigma_c(s)); `predict` is
+    Minimises the mean of -log pi(a|s), or, deterministic, of (tanh(f(s)) - a)^2 with the range of the actions as [-1, 1]. Masked
+    actions have probability 0. Otherwise continuous actions are standardised by their mean and standard deviation for training, and
+    the density is that of the original unit; in the standardised unit the log standard deviation lies in [-5, 2]. A mixture has pi(a|s) = sum_c w_c(s) N(a; mu_c(s), sigma_c(s)); `predict` is
     its mean, which may lie between its modes. An update with a batch of 256 is some 3.5 products of 256^3.
 
     References
@@ -362,9 +363,7 @@ class BehaviorCloning(NeuralLearner):
         return Normal(unit.inverse(mean), std * unit.scale)
 
     def _point(self, states: FloatArray) -> Point:
-        network, unit = self.networks_["policy"], self.origin_.actions
-        assert unit is not None
-        return Point(unit.inverse(self._evaluate(lambda x, _: torch.tanh(network(x)[0].double()), states)))
+        return Point(squashed_mean(self, states, "policy"))
 
     def _mixture(self, states: FloatArray) -> MixtureNormal:
         def output(x: torch.Tensor, _mask: torch.Tensor | None) -> torch.Tensor:

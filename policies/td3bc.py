@@ -11,6 +11,7 @@ from typing_extensions import Self
 
 from ope.neural.history import Tensors
 from ope.neural.training import TrainingStep
+from ope.policies._actors import squashed_mean
 from ope.policies._critic import CriticLearner
 from ope.policies._distributions import Point
 from ope.policies._runs import LearnerEvent
@@ -247,6 +248,4 @@ class TD3BC(CriticLearner):
         return True
 
     def _distribution(self, states: FloatArray) -> Point:
-        actor, unit = self.networks_["actor"], self.origin_.actions
-        assert unit is not None
-        return Point(unit.inverse(self._evaluate(lambda x, _: torch.tanh(actor(x)[0].double()), states)))
+        return Point(squashed_mean(self, states, "actor"))

@@ -1,4 +1,4 @@
-"""Q functions and ratios of visits that are given as tables instead of learned, and plain loops over them."""
+"""Q functions and ratios of visits that are given as tables instead of learned, plain loops over them, and poor features."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from ope.estimators._q import QEstimator, QModel, QPredictions
 from ope.estimators._ratio import RatioEstimator, RatioModel
 from ope.problems import TabularProblem
 from ope.validation import FloatArray, IntArray
+
+
+def position(states: FloatArray) -> FloatArray:
+    """Return a 1 and the number of a one-hot state: features that see too little."""
+    return np.column_stack([np.ones(len(states)), states.argmax(axis=1)])
 
 
 class _TableQ(NamedTuple):

@@ -20,7 +20,7 @@ from estimator_oracles import (
     sampled,
     stationary_or_not,
 )
-from given_models import GivenQ, at_step, true_q
+from given_models import GivenQ, at_step, position, true_q
 from sklearn.preprocessing import FunctionTransformer
 from sklearn.tree import DecisionTreeRegressor
 
@@ -37,7 +37,7 @@ from ope.testing.logs import make_case
 from ope.validation import FloatArray
 
 GAMMA = 0.9
-POSITION = FunctionTransformer(lambda states: np.column_stack([np.ones(len(states)), states.argmax(axis=1)]))
+POSITION = FunctionTransformer(position)
 
 
 def tables_of(case: Case, seed: int = 0, steps: int = 1) -> FloatArray:

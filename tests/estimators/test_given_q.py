@@ -135,7 +135,7 @@ def test_a_value_on_trust_is_refused() -> None:
         (None, TypeError, "`q` must be a callable"),
         (LSTDQ, TypeError, "`q` must be a callable"),
         (lambda states, actions: np.ones((len(states), len(actions))), ValueError, "one finite number a row"),
-        (lambda states, actions: np.full(len(states), np.nan) * (actions == 0), ValueError, "one finite number a row"),
+        (lambda states, actions: np.full(len(states), np.nan) * (actions == 0), ValueError, "got nan in row 0"),
     ],
     ids=["none", "class", "matrix", "nan"],
 )

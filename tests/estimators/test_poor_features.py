@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from given_models import position
 from sklearn.preprocessing import FunctionTransformer
 
 from ope import Level, LoggedDataset
@@ -25,11 +26,6 @@ DISCOUNTED: dict[str, Callable[..., OffPolicyEstimator]] = {
     "DICE": DICE.best,
     "COPTD": COPTD,
 }
-
-
-def position(states: FloatArray) -> FloatArray:
-    """Return the number of a one-hot state."""
-    return np.column_stack([np.ones(len(states)), states.argmax(axis=1)])
 
 
 def mixed(states: FloatArray) -> FloatArray:

@@ -18,7 +18,7 @@ from estimator_oracles import (
     random_case,
     sampled,
 )
-from given_models import GivenQ, at_step, true_q
+from given_models import GivenQ, at_step, position, true_q
 from sklearn.preprocessing import FunctionTransformer
 
 from ope import Estimate
@@ -28,7 +28,7 @@ from ope.problems import RandomMDP, RiverSwim
 from ope.validation import FloatArray
 
 GAMMA = 0.9
-POSITION = FunctionTransformer(lambda states: np.column_stack([np.ones(len(states)), states.argmax(axis=1)]))
+POSITION = FunctionTransformer(position)
 
 
 def members_of(case: Case, n: int = 2) -> list[FloatArray]:
