@@ -20,12 +20,13 @@ from ope.dataset import LoggedDataset
 from ope.neural.device import resolve_device, use_threads
 from ope.neural.history import Outcome, Tensors, TrainingStatus
 from ope.neural.networks import MLP
+from ope.neural.precision import PRECISIONS, Precision
 from ope.neural.training import Callback, TrainingEvent, TrainingPlan, TrainingResult, TrainingStep, train
 from ope.neural.transitions import BatchSampler, Standardizer, Transitions
 from ope.policies._bounds import unit_range
 from ope.policies._network_policy import NetworkPolicy
 from ope.policies._runs import WATCHING, LearnerEvent, Origin, TrainingState, check_run, describe_run, part_of, together
-from ope.policies._settings import COUNT, NATURAL, POSITIVE, Rule, check_settings
+from ope.policies._settings import COUNT, NATURAL, POSITIVE, Choice, Rule, check_settings
 from ope.validation import FloatArray
 
 _NO_HISTORY = pd.DataFrame({"update": np.zeros(0, dtype=np.int64)})
@@ -48,6 +49,7 @@ class NeuralLearner(NetworkPolicy):
         "checkpoints": NATURAL,
         "log_every": COUNT,
         "n_threads": COUNT,
+        "precision": Choice(PRECISIONS),
     }
     individual: ClassVar[frozenset[str]] = frozenset({"learning_rate", "random_state"})
     # Whether the learner uses Bellman targets: whether it minds a last state that is unknown.
@@ -71,6 +73,7 @@ class NeuralLearner(NetworkPolicy):
     log_every: int
     callbacks: Sequence[Callable[[LearnerEvent], Any]] | None
     n_threads: int
+    precision: Precision
 
     training_state_: TrainingState
 
@@ -349,6 +352,7 @@ def _plan(learners: Sequence[NeuralLearner], origins: Sequence[Origin], runs: Se
         progress=any(learner.progress for learner in learners),
         label=type(first).__name__,
         n_threads=first.n_threads,
+        precision=first.precision,
     )
 
 

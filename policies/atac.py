@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
+from ope.neural.precision import Precision
 from ope.neural.training import TrainingStep
 from ope.policies._actors import squashed_distribution
 from ope.policies._atac_step import LOG_STD_BOUNDS, ATACStep, Game
@@ -72,6 +73,9 @@ class ATAC(CriticLearner):
         Called every `log_every` updates with a `LearnerEvent`; a true return value stops training.
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
+        the instructions.
 
     Notes
     -----
@@ -137,6 +141,7 @@ class ATAC(CriticLearner):
         log_every: int = 100,
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
+        precision: Precision = "float32",
     ) -> None:
         self.gamma = gamma
         self.beta = beta
@@ -159,6 +164,7 @@ class ATAC(CriticLearner):
         self.log_every = log_every
         self.callbacks = callbacks
         self.n_threads = n_threads
+        self.precision = precision
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:

@@ -11,6 +11,7 @@ import torch
 from typing_extensions import Self
 
 from ope.neural.device import one_thread
+from ope.neural.precision import Precision
 from ope.neural.training import TrainingStep
 from ope.neural.transitions import Transitions
 from ope.policies._actors import softmax_policy, truncated_distribution
@@ -74,6 +75,9 @@ class AWR(NeuralLearner):
         Called every `log_every` updates with a `LearnerEvent`; a true return value stops training.
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
+        the instructions.
 
     Notes
     -----
@@ -138,6 +142,7 @@ class AWR(NeuralLearner):
         log_every: int = 100,
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
+        precision: Precision = "float32",
     ) -> None:
         self.gamma = gamma
         self.td_lambda = td_lambda
@@ -159,6 +164,7 @@ class AWR(NeuralLearner):
         self.log_every = log_every
         self.callbacks = callbacks
         self.n_threads = n_threads
+        self.precision = precision
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:

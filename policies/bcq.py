@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional
 from typing_extensions import Self
 
+from ope.neural.precision import Precision
 from ope.neural.training import TrainingStep
 from ope.policies._actors import acting_noise, best_of
 from ope.policies._continuous_bcq import LATENT_BOUND, ContinuousBCQStep, GenerativeShape, decoded, perturbed
@@ -83,6 +84,9 @@ class BCQ(CriticLearner):
         Called every `log_every` updates with a `LearnerEvent`; a true return value stops training.
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
+        the instructions.
 
     Notes
     -----
@@ -170,6 +174,7 @@ class BCQ(CriticLearner):
         log_every: int = 100,
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
+        precision: Precision = "float32",
     ) -> None:
         self.gamma = gamma
         self.threshold = threshold
@@ -194,6 +199,7 @@ class BCQ(CriticLearner):
         self.log_every = log_every
         self.callbacks = callbacks
         self.n_threads = n_threads
+        self.precision = precision
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:

@@ -15,6 +15,7 @@ from ope.neural.generators import ModelGenerators
 from ope.neural.history import Tensors
 from ope.neural.networks import MLP
 from ope.neural.optimizer import FlatAdam
+from ope.neural.precision import Precision
 from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch, Standardizer, Transitions
 from ope.policies._actors import squashed_mean
@@ -218,6 +219,9 @@ class BehaviorCloning(NeuralLearner):
         Called every `log_every` updates with a `LearnerEvent`; a true return value stops training.
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
+        the instructions.
 
     Attributes
     ----------
@@ -278,6 +282,7 @@ class BehaviorCloning(NeuralLearner):
         log_every: int = 100,
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
+        precision: Precision = "float32",
     ) -> None:
         self.form = form
         self.n_components = n_components
@@ -297,6 +302,7 @@ class BehaviorCloning(NeuralLearner):
         self.log_every = log_every
         self.callbacks = callbacks
         self.n_threads = n_threads
+        self.precision = precision
 
     def _check_together(self) -> None:
         if self.action_bounds is not None and self.form != "deterministic":

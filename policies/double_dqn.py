@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from typing_extensions import Self
 
+from ope.neural.precision import Precision
 from ope.neural.training import TrainingStep
 from ope.policies._critic import CriticLearner
 from ope.policies._discrete_q import DiscreteQStep, greedy
@@ -55,6 +56,9 @@ class DoubleDQN(CriticLearner):
         Called every `log_every` updates with a `LearnerEvent`; a true return value stops training.
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
+        the instructions.
 
     Notes
     -----
@@ -99,6 +103,7 @@ class DoubleDQN(CriticLearner):
         log_every: int = 100,
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
+        precision: Precision = "float32",
     ) -> None:
         self.gamma = gamma
         self.hidden = hidden
@@ -115,6 +120,7 @@ class DoubleDQN(CriticLearner):
         self.log_every = log_every
         self.callbacks = callbacks
         self.n_threads = n_threads
+        self.precision = precision
 
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from typing_extensions import Self
 
+from ope.neural.precision import Precision
 from ope.neural.training import TrainingStep
 from ope.policies._runs import LearnerEvent
 from ope.policies._settings import POSITIVE, Number, Rule
@@ -71,6 +72,9 @@ class UWAC(TD3BC):
         Called every `log_every` updates with a `LearnerEvent`; a true return value stops training.
     n_threads : int
         Torch threads on a CPU. Small networks train fastest on one.
+    precision : {"float32", "tf32", "bfloat16"}
+        Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
+        the instructions.
 
     Notes
     -----
@@ -141,6 +145,7 @@ class UWAC(TD3BC):
         log_every: int = 100,
         callbacks: Sequence[Callable[[LearnerEvent], Any]] | None = None,
         n_threads: int = 1,
+        precision: Precision = "float32",
     ) -> None:
         self.gamma = gamma
         self.alpha = alpha
@@ -166,6 +171,7 @@ class UWAC(TD3BC):
         self.log_every = log_every
         self.callbacks = callbacks
         self.n_threads = n_threads
+        self.precision = precision
 
     def _check_together(self) -> None:
         if not self.hidden:

@@ -171,8 +171,11 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--updates", type=int)
     parser.add_argument("--discrete", action="store_true")
+    parser.add_argument("--medium", action="store_true", help="torch's own switch for shorter products")
     args = parser.parse_args()
     quiet()
+    if args.medium:
+        torch.set_float32_matmul_precision("medium")
     if args.command == "time":
         clock(args.learner, args.updates, discrete=args.discrete)
         return

@@ -5,7 +5,8 @@
 One thread, batches of 256. Every measurement is a fresh interpreter that times its updates alone; the libraries take turns, so that a
 busy machine slows both alike. The limit is what the same interpreter reaches with products of 256 x 256 matrices; an update's
 operations are counted by torch. Written to ``benchmarks/results/learner_speed.json`` and ``docs/learner_speed.md``: medians over the
-rounds and their ratio, by the clock and by processor time, which a busy machine hardly changes.
+rounds and their ratio, by the clock and by processor time, which a busy machine hardly changes. Both libraries are timed once more with
+shorter products: this one with precision="bfloat16", d3rlpy, which has no such setting, under torch's own switch.
 """
 
 from __future__ import annotations
@@ -88,12 +89,12 @@ def operations(name: str, log: LoggedDataset) -> float:
     return float(counts[1] - counts[0]) / 8.0
 
 
-def clock(name: str, updates: int) -> None:
+def clock(name: str, updates: int, precision: str) -> None:
     """Print the seconds of updates, by the clock and by the processor, operations an update, and the limit."""
     torch.set_num_threads(1)
     discrete = name.endswith(" discrete")
     log = log_of(synthetic(discrete=discrete), discrete=discrete)
-    spent = marginal(updates, lambda count: made(name, n_updates=count).fit(log))
+    spent = marginal(updates, lambda count: made(name, n_updates=count, precision=precision).fit(log))
     print("SECONDS", *spent, operations(name, log), product_limit())
 
 
@@ -114,22 +115,25 @@ def turn(name: str, peer: str) -> dict[str, list[float]]:
     updates, _ = CASES[name]
     short, *kind = name.split()
     words = ["time", "--learner", short, "--updates", str(updates), *(["--discrete"] if kind else [])]
-    wall, busy, flops, limit = ask([sys.executable, str(HERE / "speed.py"), "--once", name])
-    peer_wall, peer_busy = ask([peer, str(HERE / "peer.py"), *words])
+    own, other = [sys.executable, str(HERE / "speed.py"), "--once", name], [peer, str(HERE / "peer.py"), *words]
+    found = [ask(own), ask(other), ask([*own, "--precision", "bfloat16"]), ask([*other, "--medium"])]
     return {
-        "wall": [updates / wall, updates / peer_wall],
-        "processor": [updates / busy, updates / peer_busy],
-        "limit": [flops, limit],
+        "wall": [updates / spent[0] for spent in found],
+        "processor": [updates / spent[1] for spent in found],
+        "limit": found[0][2:],
     }
 
 
 def summary(turns: list[dict[str, list[float]]]) -> dict[str, Any]:
     found: dict[str, Any] = {"turns": len(turns)}
     for which in ("wall", "processor"):
-        ours, theirs = (statistics.median(turn[which][i] for turn in turns) for i in (0, 1))
-        ratios = [round(turn[which][0] / turn[which][1], 2) for turn in turns]
-        found[which] = {"ope": round(ours, 1), "d3rlpy": round(theirs, 1), "ratio": round(ours / theirs, 2)} | {
-            "ratios by turn": ratios
+        ours, theirs, short, medium = (statistics.median(turn[which][i] for turn in turns) for i in range(4))
+        found[which] = {
+            **{"ope": round(ours, 1), "d3rlpy": round(theirs, 1), "ratio": round(ours / theirs, 2)},
+            "ratios by turn": [round(turn[which][0] / turn[which][1], 2) for turn in turns],
+            **{"ope bfloat16": round(short, 1), "d3rlpy medium": round(medium, 1)},
+            "ratio of short products": round(short / max(theirs, medium), 2),
+            "short ratios by turn": [round(turn[which][2] / max(turn[which][1], turn[which][3]), 2) for turn in turns],
         }
     flops, limit = turns[0]["limit"][0], statistics.median(turn["limit"][1] for turn in turns)
     found["million operations"] = round(flops / 1e6, 1)
@@ -138,20 +142,22 @@ def summary(turns: list[dict[str, list[float]]]) -> dict[str, Any]:
 
 
 def page(found: dict[str, Any]) -> str:
-    head = "| learner | ope, updates/s | d3rlpy 2.8.1 | ratio | by processor time | wanted | products an update | share of the limit |"
-    lines = [head, "|---|---|---|---|---|---|---|---|"]
+    head = (
+        "| learner | wanted | ope, updates/s | d3rlpy 2.8.1 | ratio | by processor time | ope, bfloat16 | d3rlpy, `medium` "
+        "| ratio | by processor time | products an update | share of the limit |"
+    )
+    lines = [head, "|" + "---|" * 12]
     for name, row in found.items():
         wall, processor = row["wall"], row["processor"]
         products = row["million operations"] * 1e6 / (2.0 * SIZE**3)
         wanted = CASES[name][1]
-        cells = [
-            name,
-            f"{wall['ope']:,.0f}",
-            f"{wall['d3rlpy']:,.0f}",
-            f"{wall['ratio']:.2f}",
-            f"{processor['ratio']:.2f}",
-        ]
-        cells += [f"{wanted:.1f}" if wanted else "", f"{products:.1f}", f"{100 * row['share of limit']:.0f} %"]
+        cells = [name, f"{wanted:.1f}" if wanted else ""]
+        for ours, theirs, ratio in (
+            ("ope", "d3rlpy", "ratio"),
+            ("ope bfloat16", "d3rlpy medium", "ratio of short products"),
+        ):
+            cells += [f"{wall[own]:,.0f}" for own in (ours, theirs)] + [f"{by[ratio]:.2f}" for by in (wall, processor)]
+        cells += [f"{products:.1f}", f"{100 * row['share of limit']:.0f} %"]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -173,9 +179,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--learner", choices=list(CASES), action="append")
     parser.add_argument("--once", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--precision", default="float32", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.once:
-        clock(args.once, CASES[args.once][0])
+        clock(args.once, CASES[args.once][0], args.precision)
         return
     kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     turns: dict[str, list[dict[str, list[float]]]] = {name: [] for name in args.learner or CASES}

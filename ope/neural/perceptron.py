@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch.nn import functional
 
+from ope.neural.precision import between_hidden_layers
+
 Layers = Sequence[tuple[torch.Tensor, torch.Tensor]]
+# W, b and the transpose of W.
+Matrices = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # Rows of a block: hidden layers of 256 to 750 units then stay in a core's own cache from one product to the next.
 BLOCK_ROWS = 256
+# In a shorter type: the conversions of a call are worth more rows.
+SHORT_BLOCK_ROWS = 1024
 # Multiplications in a product from which on a call for each model costs nothing beside it.
 WORTH_A_CALL = 1 << 21
 # g where h > 0, else 0, in place of g: found once, the search for an operation costs more than this one takes.
@@ -33,6 +40,8 @@ class Perceptron:
     On a CPU, products that are large enough to be called one by one are computed in blocks of rows, forwards and backwards: a
     block stays in the cache, and there are no nodes of automatic differentiation between layers. The numbers are those of the
     batched products up to rounding.
+
+    Where `use_precision` asks for it, products between hidden layers are computed in a shorter type, in blocks and batched alike.
 
     Examples
     --------
@@ -61,7 +70,7 @@ class Perceptron:
         if torch.is_grad_enabled() and (self.trains or x.requires_grad):
             result: torch.Tensor = _Blocks.apply(self, x, *self.parameters)  # type: ignore[no-untyped-call]
             return result
-        return self.forward(x.detach(), None)
+        return self.forward(x.detach(), self.matrices(), None)
 
     def _is_worth_blocks(self, x: torch.Tensor) -> bool:
         if self.layer_norm or x.device.type != "cpu" or torch.compiler.is_compiling() or _is_tracing():
@@ -70,28 +79,39 @@ class Perceptron:
 
     def hidden(self, x: torch.Tensor) -> torch.Tensor:
         """Return the last hidden layer by batched products, differentiable as often as one likes."""
-        for weight, bias in self.layers[:-1]:
-            x = torch.baddbmm(bias, x, weight)
+        short = between_hidden_layers()
+        for layer, (weight, bias) in enumerate(self.layers[:-1]):
+            dtype = short if layer and short else weight.dtype
+            x = torch.baddbmm(bias.to(dtype), x.to(dtype), weight.to(dtype))
             if self.layer_norm:
                 x = functional.layer_norm(x, x.shape[-1:])
             x = x.relu_()
-        return x
+        return x.to(self.layers[-1][0].dtype)
+
+    def matrices(self) -> list[list[Matrices]]:
+        """Return the matrices of each model, those between hidden layers in the type of their products."""
+        short = between_hidden_layers()
+        if short is None or len(self.layers) < 3:
+            return self.models
+        return [[first, *(_shortened(layer, short) for layer in inner), last] for first, *inner, last in self.models]
 
     def batched(self, x: torch.Tensor) -> torch.Tensor:
         """Evaluate by batched products."""
         weight, bias = self.layers[-1]
         return torch.baddbmm(bias, self.hidden(x), weight)
 
-    def forward(self, x: torch.Tensor, kept: Sequence[torch.Tensor] | None) -> torch.Tensor:
-        """Evaluate block by block; hidden layers are written to `kept`, or nowhere."""
+    def forward(
+        self, x: torch.Tensor, models: Sequence[Sequence[Matrices]], kept: Sequence[torch.Tensor] | None
+    ) -> torch.Tensor:
+        """Evaluate block by block; hidden layers are written to `kept`, each in the type of the next product, or nowhere."""
         outputs = x.new_empty(len(x), x.shape[1], self.layers[-1][0].shape[2])
-        for k, layers in enumerate(self.models):
+        for k, layers in enumerate(models):
             last_weight, last_bias, _ = layers[-1]
-            for rows in _blocks(x.shape[1]):
+            for rows in _blocks(x.shape[1], layers):
                 h = _cut(x, k, rows)
                 for layer, (weight, bias, _) in enumerate(layers[:-1]):
                     out = None if kept is None else _cut(kept[layer], k, rows)
-                    h = torch.addmm(bias, h, weight, out=out).relu_()
+                    h = _relu_layer(h, weight, bias, out, layers[layer + 1][0].dtype)
                 torch.addmm(last_bias, h, last_weight, out=_cut(outputs, k, rows))
         return outputs
 
@@ -102,10 +122,13 @@ class _Blocks(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, network: Perceptron, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         """Evaluate, and keep the hidden layers."""
-        ctx.network = network
-        ctx.kept = [x.new_empty(len(x), x.shape[1], weight.shape[2]) for weight, _ in network.layers[:-1]]
+        ctx.network, ctx.models = network, network.matrices()
+        ctx.kept = [
+            x.new_empty(len(x), x.shape[1], len(before), dtype=after.dtype)
+            for (_, _, before), (after, _, _) in pairwise(ctx.models[0])
+        ]
         ctx.save_for_backward(x, *parameters)
-        return network.forward(x, ctx.kept)
+        return network.forward(x, ctx.models, ctx.kept)
 
     @staticmethod
     def backward(ctx: Any, derivative: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -116,11 +139,11 @@ class _Blocks(torch.autograd.Function):
             return None, *_twice_differentiable(ctx.network, x, parameters, derivative, wanted)
         by_input = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
         gradients = [torch.empty_like(p) for p in parameters] if any(wanted[1:]) else []
-        for k, layers in enumerate(ctx.network.models):
+        for k, layers in enumerate(ctx.models):
             parts = [gradient[k] for gradient in gradients]
-            for rows in _blocks(x.shape[1]):
+            for rows in _blocks(x.shape[1], layers):
                 inputs = [_cut(part, k, rows) for part in (x, *ctx.kept)]
-                g = _block_backward(layers, inputs, _cut(derivative, k, rows), parts, first=rows.start == 0)
+                g = _block_backward(layers, inputs, _cut(derivative, k, rows), parts, first=not rows.start)
                 if by_input is not None:
                     torch.mm(g, layers[0][2], out=_cut(by_input, k, rows))
         nothing: list[torch.Tensor | None] = [None] * len(parameters)
@@ -132,17 +155,34 @@ def _is_tracing() -> bool:
     return bool(torch.jit.is_tracing())  # type: ignore[attr-defined, no-untyped-call]
 
 
-def _blocks(n_rows: int) -> list[slice]:
-    return [slice(low, low + BLOCK_ROWS) for low in range(0, max(n_rows, 1), BLOCK_ROWS)]
+def _blocks(n_rows: int, layers: Sequence[Matrices]) -> list[slice]:
+    short = layers[len(layers) // 2][0].dtype != layers[0][0].dtype
+    size = SHORT_BLOCK_ROWS if short else BLOCK_ROWS
+    return [slice(None)] if n_rows <= size else [slice(low, low + size) for low in range(0, n_rows, size)]
 
 
 def _cut(tensor: torch.Tensor, k: int, rows: slice) -> torch.Tensor:
     """Return a block of rows of model k."""
-    return tensor[k] if tensor.shape[1] <= BLOCK_ROWS else tensor[k, rows]
+    return tensor[k] if rows.start is None else tensor[k, rows]
+
+
+def _shortened(layer: Matrices, dtype: torch.dtype) -> Matrices:
+    weight, bias = layer[0].to(dtype), layer[1].to(dtype)
+    return weight, bias, weight.t()
+
+
+def _relu_layer(
+    h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return relu(h W + b) in the type of the next product, written to `out` if there is one."""
+    if out is not None and dtype == weight.dtype:
+        return torch.addmm(bias, h, weight, out=out).relu_()
+    h = torch.addmm(bias, h, weight).relu_()
+    return h.to(dtype) if out is None else out.copy_(h)
 
 
 def _block_backward(
-    layers: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    layers: Sequence[Matrices],
     inputs: Sequence[torch.Tensor],
     g: torch.Tensor,
     gradients: Sequence[torch.Tensor],
@@ -152,18 +192,30 @@ def _block_backward(
     """Add a block's part to the gradients of its model, if there are any; return the derivative by the first layer's output."""
     for layer in range(len(layers) - 1, -1, -1):
         h = inputs[layer]
+        g = g.to(h.dtype)
         if gradients:
-            by_weight, by_bias = gradients[2 * layer], gradients[2 * layer + 1]
-            if first:
-                torch.mm(h.t(), g, out=by_weight)
-                torch.sum(g, dim=0, keepdim=True, out=by_bias)
-            else:
-                torch.addmm(by_weight, h.t(), g, out=by_weight)
-                by_bias.add_(g.sum(dim=0, keepdim=True))
+            _add_gradients(h, g, gradients[2 * layer], gradients[2 * layer + 1], first=first)
         if layer:
             g = torch.mm(g, layers[layer][2])
             _RELU_BACKWARD(g, h, 0.0, grad_input=g)
     return g
+
+
+def _add_gradients(
+    h: torch.Tensor, g: torch.Tensor, by_weight: torch.Tensor, by_bias: torch.Tensor, *, first: bool
+) -> None:
+    """Add those of a block to the gradients of a layer; the first block overwrites them."""
+    if h.dtype != by_weight.dtype:
+        product = torch.mm(h.t(), g)
+        _ = by_weight.copy_(product) if first else by_weight.add_(product)
+    elif first:
+        torch.mm(h.t(), g, out=by_weight)
+    else:
+        torch.addmm(by_weight, h.t(), g, out=by_weight)
+    if first:
+        torch.sum(g, dim=0, keepdim=True, dtype=by_bias.dtype, out=by_bias)
+    else:
+        by_bias.add_(g.sum(dim=0, keepdim=True, dtype=by_bias.dtype))
 
 
 def _twice_differentiable(

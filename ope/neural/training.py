@@ -16,6 +16,7 @@ from ope.neural.history import MetricLog, Outcome, Tensors, TrainingStatus
 from ope.neural.interrupt import StopRequest, deferred_interrupt
 from ope.neural.networks import MLP, FlatParameters
 from ope.neural.optimizer import FlatAdam
+from ope.neural.precision import Precision, use_precision
 from ope.neural.transitions import Batch, BatchSampler
 
 
@@ -160,6 +161,8 @@ class TrainingPlan:
         Its text.
     n_threads : int
         Torch threads on a CPU.
+    precision : {"float32", "tf32", "bfloat16"}
+        See `use_precision`.
 
     Examples
     --------
@@ -176,6 +179,7 @@ class TrainingPlan:
     progress: bool = False
     label: str = "training"
     n_threads: int = 1
+    precision: Precision = "float32"
 
     @property
     def checkpoint_updates(self) -> tuple[int, ...]:
@@ -249,7 +253,7 @@ def train(
     run = _Run(step, sampler, plan)
     if resume_from is not None:
         run.load_state(resume_from)
-    with use_threads(plan.n_threads), deferred_interrupt() as stop:
+    with use_threads(plan.n_threads), use_precision(plan.precision), deferred_interrupt() as stop:
         run.go(stop)
     return run.result()
 

@@ -213,3 +213,45 @@ def test_a_killed_run_resumes_to_the_same_bits(name: str, tmp_path: Path) -> Non
     killed = subprocess.run([sys.executable, "-c", KILLED, folder, name, str(path)], check=False, capture_output=True)
     assert killed.returncode == -signal.SIGKILL
     same_policy(make(name).resume(log_of(name), path), make(name).fit(log_of(name)))
+
+
+# -------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_short_products_change_a_run_a_little_and_acting_not_at_all(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = log_of(name)
+    whole, short = (make(name, hidden=(16, 16), precision=own).fit(log) for own in ("float32", "bfloat16"))
+    flats = [
+        torch.cat([own.networks_[key].parameters.flat.ravel() for key in sorted(own.networks_)])
+        for own in (whole, short)
+    ]
+    assert not torch.equal(*flats)
+    assert float((flats[0] - flats[1]).norm() / flats[0].norm()) < 0.1
+    monkeypatch.setattr("ope.neural.perceptron.between_hidden_layers", lambda: None)
+    expected = short.predict(log.states)
+    monkeypatch.undo()
+    np.testing.assert_array_equal(short.predict(log.states), expected)
+
+
+def test_short_products_resume_to_the_same_bits_and_another_precision_does_not_resume(tmp_path: Path) -> None:
+    log, path = log_of("IQL"), tmp_path / "run"
+    whole = make("IQL", hidden=(16, 16), precision="bfloat16").fit(log)
+    with pytest.warns(UserWarning, match="interrupted"):
+        make("IQL", hidden=(16, 16), precision="bfloat16", checkpoint_path=path, callbacks=[interrupt]).fit(log)
+    same_policy(make("IQL", hidden=(16, 16), precision="bfloat16").resume(log, path), whole)
+    with pytest.raises(ValueError, match="precision"):
+        make("IQL", hidden=(16, 16)).resume(log, path)
+
+
+def test_learners_of_two_precisions_do_not_train_as_one() -> None:
+    log = log_of("IQL")
+    alone = [make("IQL", hidden=(16, 16), precision=own).fit(log) for own in ("float32", "bfloat16")]
+    learners = [make("IQL", hidden=(16, 16), precision=own) for own in ("float32", "bfloat16")]
+    for ours, theirs in zip(ope.policies.IQL.fit_many(log, learners), alone, strict=True):
+        same_policy(ours, theirs)
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ValueError, match="IQL: `precision` must be 'float32', 'tf32' or 'bfloat16', got 'half'"):
+        make("IQL", hidden=(16, 16), precision="half").fit(log_of("IQL"))
