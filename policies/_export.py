@@ -10,7 +10,8 @@ import json
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from ope.neural.device import one_thread
 from ope.neural.serialization import library_version, pack_labels
 from ope.neural.transitions import Standardizer
 from ope.policies import _distributions as laws
+from ope.policies._export_transformers import Step, chain, tensor_form
 from ope.policies._network_policy import Evaluation, NetworkPolicy
 from ope.policies.behavior_cloning import mixture_parameters
+from ope.policies.preprocessed import PreprocessedLearner
 from ope.validation import FloatArray
 
 FORMATS = ("torchscript", "onnx")
@@ -42,13 +45,16 @@ class ExportedPolicy(nn.Module):
     ----------
     policy : NetworkPolicy
         Fitted; it is copied and left as it is.
+    prepare : callable, optional
+        From states (n, d) of the log to those that the policy was trained on.
     """
 
     shift: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, policy: NetworkPolicy) -> None:
+    def __init__(self, policy: NetworkPolicy, prepare: Step | None = None) -> None:
         super().__init__()
+        self._prepare = prepare
         twin = copy.copy(policy)
         twin.networks_ = {name: network.copy() for name, network in policy.networks_.items()}
         self.register_buffer("shift", torch.from_numpy(twin.origin_.states.shift))
@@ -65,22 +71,72 @@ class ExportedPolicy(nn.Module):
         return self._act(self._standardised(states), action_mask)
 
     def _standardised(self, states: torch.Tensor) -> torch.Tensor:
-        return ((states.double() - self.shift) / self.scale).float()
+        states = states.double() if self._prepare is None else self._prepare(states.double())
+        return ((states - self.shift) / self.scale).float()
 
 
-def export_policy(policy: NetworkPolicy, path: str | Path, file_format: str) -> None:
+def export_policy(policy: NetworkPolicy | PreprocessedLearner, path: str | Path, file_format: str) -> None:
     """Write a fitted policy as a TorchScript or ONNX file; see `NetworkPolicy.export`."""
     owner = f"{type(policy).__name__}.export"
     if file_format not in FORMATS:
         raise ValueError(f"{owner}: `format` must be one of {list(FORMATS)}, got {file_format!r}; choose one.")
     policy._fitted()
-    module, probes = ExportedPolicy(policy).eval(), _probes(policy)
+    network, transformers = _unwrapped(policy, owner)
+    prepare = chain([tensor_form(own, owner) for own in transformers]) if transformers else None
+    module, probes = ExportedPolicy(network, prepare).eval(), _probes(network, transformers)
+    target = _Target(policy, network)
     with torch.no_grad(), one_thread(), _quiet():
-        _compare(module, policy, probes, share=1.0)
+        target.compare(module, probes, share=1.0)
         if file_format == "torchscript":
-            replace_file(path, _torchscript(module, policy, probes))
+            replace_file(path, _torchscript(module, target, probes))
         else:
             _onnx(module, probes, path, owner)
+
+
+def _unwrapped(policy: Any, owner: str) -> tuple[NetworkPolicy, list[Any]]:
+    """Return the networks that act, and the transformers before them, the first one first."""
+    transformers = []
+    while isinstance(policy, PreprocessedLearner):
+        transformers.append(policy.transformer_)
+        policy = policy.learner_
+    if not isinstance(policy, NetworkPolicy):
+        raise TypeError(
+            f"{owner}: `learner` must be one of this library's that `export` serves, got {policy!r}; store the policy with `save` "
+            "or `joblib.dump`."
+        )
+    return policy, transformers
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a module is to act as: a policy, and the networks in it."""
+
+    policy: NetworkPolicy | PreprocessedLearner
+    network: NetworkPolicy
+
+    def compare(self, module: nn.Module, probes: FloatArray, *, share: float) -> None:
+        """Raise unless a module acts as the policy in a share of states."""
+        discrete, unit = self.policy.labels is not None, self.network.origin_.actions
+        expected = np.asarray(self.policy.predict_proba(probes) if discrete else self.policy.predict(probes))
+        found = module(torch.from_numpy(probes)).numpy()
+        size = TOLERANCE * ((1.0 if unit is None else np.abs(unit.scale)) + np.abs(expected))
+        same = found.shape == expected.shape and (np.abs(found - expected) <= size).all(axis=1)
+        if np.mean(same) < share:
+            raise RuntimeError(
+                f"{type(self.policy).__name__}.export: the exported module must act as the policy, got other actions in "
+                f"{1.0 - np.mean(same):.0%} of {PROBES} states; this is an error of the library: please report it."
+            )
+
+    def description(self) -> dict[str, Any]:
+        """Return what the file says of itself."""
+        labels = self.policy.labels
+        return {
+            "class": type(self.network).__name__,
+            "library_version": library_version(),
+            "feature_names": [str(name) for name in self.policy.feature_names_in_],
+            "output": "actions" if labels is None else "probabilities",
+            "action_labels": None if labels is None else pack_labels(labels),
+        }
 
 
 # -------------------------------------------------------------------- continuous actions
@@ -150,17 +206,17 @@ def _truncated_mean(mean: torch.Tensor, std: torch.Tensor, low: torch.Tensor, hi
 # -------------------------------------------------------------------- files
 
 
-def _torchscript(module: ExportedPolicy, policy: NetworkPolicy, probes: FloatArray) -> bytes:
+def _torchscript(module: ExportedPolicy, target: _Target, probes: FloatArray) -> bytes:
     few = torch.from_numpy(probes[:2])
     inputs: dict[str, Any] = {"forward": (few,)}
     if module.discrete:
-        inputs["masked"] = (few, torch.ones(2, policy.origin_.n_actions, dtype=torch.bool))
+        inputs["masked"] = (few, torch.ones(2, target.network.origin_.n_actions, dtype=torch.bool))
     traced = torch.jit.trace_module(module, inputs, check_trace=False)  # type: ignore[no-untyped-call]
     # Tried with another number of rows, so that one that the trace took for a constant is seen. The last digit may differ,
     # and with it the choice between two actions of almost the same value.
-    _compare(traced, policy, probes, share=0.5)
+    target.compare(traced, probes, share=0.5)
     buffer = io.BytesIO()
-    torch.jit.save(traced, buffer, _extra_files={METADATA_NAME: json.dumps(_description(policy))})
+    torch.jit.save(traced, buffer, _extra_files={METADATA_NAME: json.dumps(target.description())})
     return buffer.getvalue()
 
 
@@ -185,35 +241,12 @@ def _onnx(module: ExportedPolicy, probes: FloatArray, path: str | Path, owner: s
     replace_file(path, program.model_proto.SerializeToString())
 
 
-def _probes(policy: NetworkPolicy) -> FloatArray:
-    rng, unit = np.random.default_rng(0), policy.origin_.states
-    return unit.inverse(rng.standard_normal((PROBES, len(unit.shift))))
-
-
-def _compare(module: nn.Module, policy: NetworkPolicy, probes: FloatArray, *, share: float) -> None:
-    """Raise unless a module acts as the policy in a share of states."""
-    expected = np.asarray(policy.predict(probes) if policy.labels is None else policy.predict_proba(probes))
-    found = module(torch.from_numpy(probes)).numpy()
-    size = 1.0 if policy.origin_.actions is None else np.abs(policy.origin_.actions.scale)
-    same = found.shape == expected.shape and (np.abs(found - expected) <= TOLERANCE * (size + np.abs(expected))).all(
-        axis=1
-    )
-    if np.mean(same) < share:
-        raise RuntimeError(
-            f"{type(policy).__name__}.export: the exported module must act as the policy, got other actions in "
-            f"{1.0 - np.mean(same):.0%} of {PROBES} states; this is an error of the library: please report it."
-        )
-
-
-def _description(policy: NetworkPolicy) -> dict[str, Any]:
-    labels = policy.labels
-    return {
-        "class": type(policy).__name__,
-        "library_version": library_version(),
-        "feature_names": list(policy.origin_.feature_names),
-        "output": "actions" if labels is None else "probabilities",
-        "action_labels": None if labels is None else pack_labels(labels),
-    }
+def _probes(network: NetworkPolicy, transformers: Sequence[Any]) -> FloatArray:
+    rng, unit = np.random.default_rng(0), network.origin_.states
+    states = unit.inverse(rng.standard_normal((PROBES, len(unit.shift))))
+    for transformer in reversed(transformers):
+        states = np.asarray(transformer.inverse_transform(states))
+    return states
 
 
 @contextlib.contextmanager

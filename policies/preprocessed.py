@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import joblib
 import numpy as np
 import numpy.typing as npt
 from scipy import sparse
@@ -99,7 +100,45 @@ class PreprocessedLearner(PolicyLearner):
         """
         self._check(data)
         self._fit_transformer(data)
-        return self._learn(data, clone(self.learner), lambda learner, log: learner.fit(log))
+        return self._adopt(data, self._fresh(resume=False).fit(self._transformed_log(data)))
+
+    @classmethod
+    def fit_many(cls, data: LoggedDataset, learners: Sequence[Self], *, resume: bool = False) -> list[Self]:
+        """Fit several to one log: a transformer once, and learners of a kind side by side where their class can.
+
+        Parameters
+        ----------
+        data : LoggedDataset
+        learners : sequence of PreprocessedLearner
+        resume : bool
+            Whether to go on with learners that were interrupted.
+
+        Returns
+        -------
+        list of PreprocessedLearner
+            The same objects, fitted.
+        """
+        groups: dict[tuple[str, type], list[Self]] = {}
+        for member in learners:
+            if not isinstance(member, cls):
+                raise TypeError(
+                    f"{OWNER}.fit_many: `learners` must hold {OWNER} objects, got {member!r}; wrap it in one."
+                )
+            member._check(data)
+            groups.setdefault((_identity(member.transformer), type(member.learner)), []).append(member)
+        for (_, kind), members in groups.items():
+            first = members[0]
+            first._fit_transformer(data)
+            for other in members[1:]:
+                other._share_transformer(first)
+            log, fresh = first._transformed_log(data), [member._fresh(resume=resume) for member in members]
+            if hasattr(kind, "fit_many"):
+                kind.fit_many(log, fresh, **({"resume": True} if resume else {}))
+            else:
+                fresh = [learner.resume(log) if resume else learner.fit(log) for learner in fresh]
+            for member, learner in zip(members, fresh, strict=True):
+                member._adopt(data, learner)
+        return list(learners)
 
     def resume(self, data: LoggedDataset, path: str | Path | None = None) -> Self:
         """Go on with a run of the learner that was interrupted.
@@ -118,10 +157,14 @@ class PreprocessedLearner(PolicyLearner):
         self._check(data)
         if not hasattr(self, "transformer_"):
             self._fit_transformer(data)
+        return self._adopt(data, self._fresh(resume=True).resume(self._transformed_log(data), path))
+
+    def _fresh(self, *, resume: bool) -> Any:
+        """Return a learner to fit, or to go on with."""
         learner: Any = clone(self.learner)
-        if hasattr(getattr(self, "learner_", None), "training_state_"):
+        if resume and hasattr(getattr(self, "learner_", None), "training_state_"):
             learner.training_state_ = self.learner_.training_state_
-        return self._learn(data, learner, lambda learner, log: learner.resume(log, path))
+        return learner
 
     def _check(self, data: Any) -> None:
         if not isinstance(data, LoggedDataset):
@@ -142,8 +185,7 @@ class PreprocessedLearner(PolicyLearner):
                 "StandardScaler(), or several as make_pipeline(...)."
             )
 
-    def _learn(self, data: LoggedDataset, learner: Any, learn: Callable[[Any, LoggedDataset], Any]) -> Self:
-        learn(learner, self._transformed_log(data))
+    def _adopt(self, data: LoggedDataset, learner: Any) -> Self:
         self._remember(data)
         self.learner_ = learner
         return self
@@ -340,6 +382,10 @@ class PreprocessedLearner(PolicyLearner):
         width = self._transform(rows).shape[1]
         self.feature_names_out_ = _names_out(self.transformer_, width)
 
+    def _share_transformer(self, other: Self) -> None:
+        for name in ("feature_names_in_", "n_features_in_", "transformer_", "feature_names_out_"):
+            setattr(self, name, getattr(other, name))
+
     # ---------------------------------------------------------------- file
 
     def save(self, path: str | Path) -> None:
@@ -358,6 +404,28 @@ class PreprocessedLearner(PolicyLearner):
 
         self._fitted()
         save_policy(self, path)
+
+    def export(self, path: str | Path, format: str = "torchscript") -> None:
+        """Write the policy as a torch module that runs without this library; see `NetworkPolicy.export`.
+
+        Parameters
+        ----------
+        path : str or Path
+        format : {"torchscript", "onnx"}
+
+        Raises
+        ------
+        TypeError
+            If the transformer is another than StandardScaler, MinMaxScaler, MaxAbsScaler, RobustScaler, PCA, without clipping, or a
+            pipeline of these, or the learner has no networks.
+
+        Notes
+        -----
+        The module takes states as the log has them: the transformer is part of it.
+        """
+        from ope.policies._export import export_policy
+
+        export_policy(self, path, format)
 
     def _pack(self) -> tuple[Arrays, Metadata]:
         from ope.neural.serialization import pack_policy
@@ -382,6 +450,14 @@ class PreprocessedLearner(PolicyLearner):
         self.n_features_in_ = len(self.feature_names_in_)
         self.feature_names_out_ = tuple(attributes["feature_names"]["out"])
         self.training_episode_keys_ = arrays["episode_keys"]
+
+
+def _identity(transformer: Any) -> str:
+    """Return a word that two transformers share only if they do the same."""
+    try:
+        return str(joblib.hash(transformer))
+    except Exception:  # what it holds cannot be pickled
+        return f"object {id(transformer)}"
 
 
 def _names_out(transformer: Any, width: int) -> tuple[str, ...]:

@@ -168,9 +168,16 @@ Updates per second on one thread, batches of 256, the networks of the reference 
 interleaved runs by `benchmarks/learners/speed.py`. *Products*: the matrix products of an update in units of 256 x 256 by 256 x 256, counted by
 torch. *Share of the limit*: the rate of floating-point operations beside that of such products alone in the same interpreter.
 
-IQL, CQL and discrete BCQ miss what was wanted. For CQL the cause is arithmetic: both libraries compute the same products (14.1 thousand million
-operations in d3rlpy, counted in the same way), d3rlpy at about 63 % of the limit, so that 1.4 would need 90 % of it; products of 8,000 rows alone reach
-some 85 %. For IQL and discrete BCQ it is what lies between the products: three optimisers, indexing, losses and the interpreter take half of an update."""
+In 32 bits CQL cannot be 1.4 times as fast: both libraries compute the same products (14.1 thousand million operations in d3rlpy, counted in
+the same way), d3rlpy at about 63 % of the limit, so that 1.4 would need 90 % of it; products of 8,000 rows alone reach some 85 %. For IQL and
+discrete BCQ it is what lies between the products: three optimisers, indexing, losses and the interpreter take half of an update.
+
+With `precision="bfloat16"` products between hidden layers are shorter; the ratio is to the faster of d3rlpy's two rates, the second of
+which is that under `torch.set_float32_matmul_precision("medium")`, torch's own switch for shorter products. [learners.md](learners.md) has
+the scores of learners so trained. The processor has the instructions for such products (AVX-512 BF16); where it has none they gain nothing.
+
+One program's rate differs by up to a quarter from run to run with where its memory lies: the ratios of single rounds are in
+`benchmarks/results/learner_speed.json`."""
 
 
 def main() -> None:

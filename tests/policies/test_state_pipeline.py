@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +36,7 @@ from ope.neural.history import Outcome
 from ope.neural.serialization import POLICY_KIND, load_policy, read_sealed, write_sealed
 from ope.neural.stored_transformers import pack_transformer, unpack_transformer
 from ope.policies import BCQ, IQL, LSPI, TD3BC, BehaviorCloning, FunctionPolicy, PreprocessedLearner
-from ope.policy import expectation, log_prob_logged, overlap, probabilities
+from ope.policy import PolicyLearner, expectation, log_prob_logged, overlap, probabilities
 from ope.testing import check_policy
 
 SMALL: dict[str, Any] = {"hidden": (8,), "n_updates": 30, "batch_size": 16, "log_every": 10, "learning_rate": 3e-3}
@@ -341,10 +343,10 @@ def test_bad_use_is_named(policy: PreprocessedLearner, error: type[Exception], m
 
 def test_no_log_and_no_fit_are_named() -> None:
     with pytest.raises(TypeError, match="PreprocessedLearner: `data` must be a LoggedDataset, got ndarray"):
-        PreprocessedLearner(StandardScaler(), LSPI()).fit(np.zeros((3, 2)))  # type: ignore[arg-type]
+        PreprocessedLearner(StandardScaler(), LSPI(ridge=1.0)).fit(np.zeros((3, 2)))  # type: ignore[arg-type]
     for verb in ("predict", "predict_proba", "sample"):
         with pytest.raises(NotFittedError, match="PreprocessedLearner is not fitted; call fit"):
-            getattr(PreprocessedLearner(StandardScaler(), LSPI()), verb)([[0.0]])
+            getattr(PreprocessedLearner(StandardScaler(), LSPI(ridge=1.0)), verb)([[0.0]])
 
 
 # -------------------------------------------------------------------- joblib
@@ -368,3 +370,133 @@ def test_learners_fit_side_by_side(backend: str) -> None:
         alone = clone(learner).fit(log)
         np.testing.assert_array_equal(fitted.predict_proba(log.states), alone.predict_proba(log.states))
         assert not hasattr(learner, "training_episode_keys_")
+
+
+# -------------------------------------------------------------------- several at once
+
+
+def test_many_are_what_each_is_alone_and_equal_transformers_are_fitted_once() -> None:
+    log = some_finals(random_log(continuous=True))
+    fits: list[int] = []
+
+    class Counting(StandardScaler):  # type: ignore[misc]
+        def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Any:
+            fits.append(len(X))
+            return super().fit(X, y, sample_weight)
+
+    def made() -> list[PreprocessedLearner]:
+        return [
+            PreprocessedLearner(StandardScaler(), TD3BC(**SMALL)),
+            PreprocessedLearner(PCA(2), TD3BC(**SMALL)),
+            PreprocessedLearner(StandardScaler(), TD3BC(**SMALL, random_state=1)),
+            PreprocessedLearner(StandardScaler(), IQL(**SMALL)),
+        ]
+
+    alone = [learner.fit(log) for learner in made()]
+    together = made()
+    assert all(one is other for one, other in zip(PreprocessedLearner.fit_many(log, together), together, strict=True))
+    for ours, theirs in zip(together, alone, strict=True):
+        np.testing.assert_allclose(ours.predict(log.states), theirs.predict(log.states), rtol=1e-3, atol=1e-3)
+        np.testing.assert_array_equal(ours.training_episode_keys_, theirs.training_episode_keys_)
+        assert ours.feature_names_out_ == theirs.feature_names_out_
+    PreprocessedLearner.fit_many(log, [PreprocessedLearner(Counting(), TD3BC(**SMALL, random_state=s)) for s in (0, 1)])
+    # Counting is a class of a function, which cannot be pickled: nothing says that the two do the same.
+    assert len(fits) == 2
+    same = Counting()
+    PreprocessedLearner.fit_many(log, [PreprocessedLearner(same, TD3BC(**SMALL, random_state=s)) for s in (0, 1)])
+    assert len(fits) == 3
+
+
+def test_many_resume_and_learners_without_networks_serve() -> None:
+    log = random_log()
+    whole = [PreprocessedLearner(StandardScaler(), BCQ(**SMALL, random_state=s)).fit(log) for s in (0, 1)]
+
+    def stop(event: Any) -> None:
+        if event.update == 20:
+            raise KeyboardInterrupt
+
+    halves = [PreprocessedLearner(StandardScaler(), BCQ(**SMALL, random_state=s, callbacks=[stop])) for s in (0, 1)]
+    with pytest.warns(UserWarning, match="interrupted"):
+        PreprocessedLearner.fit_many(log, halves)
+    for half in halves:
+        half.set_params(learner__callbacks=None)
+    PreprocessedLearner.fit_many(log, halves, resume=True)
+    for ours, theirs in zip(halves, whole, strict=True):
+        assert ours.n_updates_ == 30
+        np.testing.assert_allclose(ours.predict_proba(log.states), theirs.predict_proba(log.states), atol=1e-4)
+    (single,) = PreprocessedLearner.fit_many(log, [PreprocessedLearner(StandardScaler(), LSPI(ridge=1.0))])
+    expected = PreprocessedLearner(StandardScaler(), LSPI(ridge=1.0)).fit(log)
+    np.testing.assert_array_equal(single.predict(log.states), expected.predict(log.states))
+    with pytest.raises(
+        TypeError, match=r"PreprocessedLearner.fit_many: `learners` must hold PreprocessedLearner objects"
+    ):
+        PreprocessedLearner.fit_many(log, [BCQ(**SMALL)])
+
+
+# -------------------------------------------------------------------- export
+
+
+class _Foreign(PolicyLearner):
+    """A learner of a user's own."""
+
+    capabilities = frozenset({"predict"})
+
+    def fit(self, data: LoggedDataset) -> Any:
+        self._remember(data)
+        return self
+
+    def predict(self, states: Any, action_mask: Any = None) -> Any:  # noqa: ARG002
+        return np.zeros(len(states))
+
+
+@pytest.mark.parametrize(
+    "transformer",
+    [
+        StandardScaler(),
+        StandardScaler(with_mean=False, with_std=False),
+        MinMaxScaler((-2.0, 3.0)),
+        MaxAbsScaler(),
+        RobustScaler(with_centering=False),
+        PCA(2, whiten=True),
+        make_pipeline(RobustScaler(), "passthrough", PCA(2)),
+    ],
+    ids=lambda own: type(own).__name__ + str(len(str(own))),
+)
+@pytest.mark.parametrize("continuous", [False, True])
+def test_a_module_holds_the_transformer(transformer: Any, continuous: bool, tmp_path: Path) -> None:
+    log = random_log(continuous=continuous)
+    learner = TD3BC(**SMALL) if continuous else IQL(**SMALL)
+    policy = PreprocessedLearner(transformer, learner).fit(log)
+    policy.export(tmp_path / "policy.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        extra: dict[str, Any] = {"ope.json": ""}
+        module = torch.jit.load(str(tmp_path / "policy.pt"), _extra_files=extra)  # type: ignore[no-untyped-call]
+    for states in (log.states, -5.0 * log.states[:1], log.states[:0]):
+        expected = policy.predict(states) if continuous else policy.predict_proba(states)
+        np.testing.assert_allclose(module(torch.from_numpy(states.copy())).numpy(), expected, rtol=1e-5, atol=1e-5)
+    assert json.loads(extra["ope.json"])["feature_names"] == ["x", "y", "z"]
+
+
+def test_transformers_behind_transformers_and_what_is_no_tensor(tmp_path: Path) -> None:
+    log = random_log(continuous=True)
+    inner = PreprocessedLearner(PCA(2), TD3BC(**SMALL))
+    policy = PreprocessedLearner(StandardScaler(), inner).fit(log)
+    policy.export(tmp_path / "policy.pt")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        module = torch.jit.load(str(tmp_path / "policy.pt"))  # type: ignore[no-untyped-call]
+    np.testing.assert_allclose(
+        module(torch.from_numpy(log.states.copy())).numpy(), policy.predict(log.states), rtol=1e-5
+    )
+    for transformer in (QuantileTransformer(n_quantiles=5), MinMaxScaler(clip=True), PolynomialFeatures()):
+        refused = PreprocessedLearner(transformer, TD3BC(**SMALL)).fit(log)
+        with pytest.raises(
+            TypeError, match=r"PreprocessedLearner.export: `transformer` must be one of .* that does not clip"
+        ):
+            refused.export(tmp_path / "other.pt")
+    with pytest.raises(TypeError, match=r"PreprocessedLearner.export: `learner` must be one of this library's"):
+        PreprocessedLearner(StandardScaler(), _Foreign()).fit(random_log()).export(tmp_path / "other.pt")
+    with pytest.raises(NotFittedError, match="PreprocessedLearner is not fitted"):
+        inner.export(tmp_path / "other.pt")
+    assert not (tmp_path / "other.pt").exists()
