@@ -26,6 +26,7 @@ from ope.estimators import LSTDQ, PerDecisionIS, StackedQ, q_tournament
 from ope.policies import TabularPolicy
 from ope.problems import RandomMDP, RiverSwim
 from ope.validation import FloatArray
+from ope.verdict import Level
 
 GAMMA = 0.9
 POSITION = FunctionTransformer(position)
@@ -234,3 +235,15 @@ def test_members_of_one_class_are_numbered() -> None:
     case = random_case(0)
     table = q_tournament(case.log, TabularPolicy(case.pi), [LSTDQ(), LSTDQ(ridge=1.0)], gamma=GAMMA)
     assert sorted(table.index) == ["LSTDQ_1", "LSTDQ_2"]
+
+
+def test_small_logs_are_never_valid_and_large_ones_may_be() -> None:
+    problem = RandomMDP(terminals=1, random_state=1)
+    levels, policy = {}, TabularPolicy(problem.target)
+    for n in (64, 256):
+        log = problem.sample(n, random_state=3)
+        found = StackedQ(gamma=problem.default_gamma, q=[LSTDQ(), LSTDQ(features=POSITION)]).fit(log, policy).estimate()
+        levels[n] = found.verdict.level
+        small = [reason for reason in found.verdict.reasons if "hardly sees that all members are wrong" in reason]
+        assert len(small) == (found.diagnostics["ess"] < 100)
+    assert levels == {64: Level.CAUTION, 256: Level.VALID}
