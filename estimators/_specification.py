@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,15 +40,26 @@ def specification_p_value(
 
     Notes
     -----
-    A score test, clustered by episode, of E[h eps] = 0, with h made orthogonal to the estimation error of theta. Time-indexed
-    models get one test a step, Bonferroni-corrected.
+    A score test, clustered by episode, of E[h eps] = 0, with h made orthogonal to the estimation error of theta. Time-indexed models: see
+    `over_steps`.
     """
     row_weight = block.row_weights(episode_weight)
     inverse = solution.inverse / share  # as if the block were the whole log, which makes h orthogonal within it
     if len(inverse) == 1:
         return _stationary_p_value(block, history, inverse[0], eps, gamma, row_weight)
-    p_values = _step_p_values(block, history, inverse, eps, gamma, row_weight)
-    return min(1.0, len(p_values) * min(p_values)) if p_values else 1.0
+    return over_steps(_step_scores(block, history, inverse, eps, gamma, row_weight))
+
+
+def over_steps(scores: Sequence[FloatArray]) -> float:
+    """Return the p-value of the hypothesis that the scores of every step, each of shape (n_episodes, q), have mean 0.
+
+    One test a step, Bonferroni-corrected, and one of the sums over steps, which sees errors that all steps share long before any step does;
+    the smaller of the two, doubled.
+    """
+    if not scores:
+        return 1.0
+    apart = len(scores) * min(score_test(own) for own in scores)
+    return min(1.0, 2.0 * min(apart, score_test(np.sum(scores, axis=0))))
 
 
 def _stationary_p_value(
@@ -58,14 +70,15 @@ def _stationary_p_value(
     return score_test(ragged.segment_sum(h_star * (row_weight * eps)[:, None], block.offsets))
 
 
-def _step_p_values(
+def _step_scores(
     block: FeatureBlock, h: FloatArray, inverse: FloatArray, eps: FloatArray, gamma: float, row_weight: FloatArray
-) -> list[float]:
+) -> list[FloatArray]:
+    """Return the scores of every step that has any, each of shape (n_episodes, q)."""
     lengths, n_steps = np.diff(block.offsets), len(inverse)
     nothing = np.zeros((len(lengths), block.phi.shape[1]))
     # The influence of every episode on theta of the later steps that targets read.
     theta_influence: dict[int, FloatArray] = {}
-    p_values = []
+    found = []
     for t in range(min(n_steps, int(lengths.max())) - 1, -1, -1):
         alive, rows = lengths > t, ragged.step_rows(block.offsets, t)
         phi, h_t, weight = block.phi[rows], h[rows], row_weight[rows, None]
@@ -80,10 +93,10 @@ def _step_p_values(
         scores[alive] += weight * h_star * eps[rows, None]
         moments[alive] += weight * phi * eps[rows, None]
         if h_star.any():
-            p_values.append(score_test(scores))
+            found.append(scores)
         theta_influence[t] = moments @ inverse[t].T
         theta_influence.pop(t + block.reach, None)
-    return p_values
+    return found
 
 
 def _beyond_rounding(h_star: FloatArray, h: FloatArray) -> FloatArray:
