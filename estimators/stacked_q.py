@@ -31,7 +31,7 @@ from ope.verdict import Level, Verdict
 # -------------------------------------------------------------------- mathematics
 
 
-# With fewer, intervals of VALID stacks covered .52 to .88 where no member was right (docs/choice_of_q.md).
+# With fewer, VALID stacks of wrong members covered .52 to .79 (docs/choice_of_q.md).
 LEAST_SIZE = 100.0
 
 
