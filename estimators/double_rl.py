@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
@@ -27,6 +27,8 @@ from ope.validation import FloatArray, IntArray, check_number
 from ope.verdict import Level, Verdict
 
 _Plan = list[tuple[IntArray, IntArray]]
+# Q and the ratio of every row.
+Pair = tuple[CrossFittedQ, FloatArray]
 
 # -------------------------------------------------------------------- mathematics
 
@@ -251,10 +253,16 @@ class DoubleReinforcementLearning(CrossFitted):
         return nested
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
+        return self._fit_given(data, policy, name, weight, self._pairs(data, policy, weight))
+
+    def _fit_given(
+        self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray, pairs: Iterable[Pair]
+    ) -> Estimate:
+        """Estimate from what `_pairs` yields, which does not depend on `ratio_cap`."""
         exits = exit_shares(data, self._gamma, self._stationary(data))
         parts, n_left_out, unfinished, uncapped = [], 0, 0, []
         with np.errstate(over="ignore", invalid="ignore"):
-            for predictions, c in self._pairs(data, policy, weight):
+            for predictions, c in pairs:
                 delta, n_left_out = self._pseudo_rewards(data, predictions)
                 v_0 = predictions.v[data.offsets[:-1]]
                 if self.ratio_cap is not None:
@@ -286,9 +294,7 @@ class DoubleReinforcementLearning(CrossFitted):
             verdict=Verdict.of([*findings, verdicts.judge_q_fits(unfinished, len(parts) * self.n_folds)]),
         )
 
-    def _pairs(
-        self, data: LoggedDataset, policy: Policy, weight: FloatArray
-    ) -> Iterator[tuple[CrossFittedQ, FloatArray]]:
+    def _pairs(self, data: LoggedDataset, policy: Policy, weight: FloatArray) -> Iterator[Pair]:
         """Yield Q and the ratio of every row: fitted on the same episodes outside its fold, or on either half and the other."""
         for for_q, for_ratio in self._plans(data, weight):
             yield (

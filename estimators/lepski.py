@@ -8,13 +8,14 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from ope.dataset import LoggedDataset
 from ope.diagnostics import influence_sample_size
 from ope.estimate import Estimate
 from ope.estimator import EXACT, OffPolicyEstimator, inherit_gamma, numbered_names
 from ope.estimators import _verdicts as verdicts
-from ope.estimators.double_rl import DoubleReinforcementLearning
+from ope.estimators.double_rl import DoubleReinforcementLearning, Pair
 from ope.inference.lepski import MULTIPLIER, LepskiChoice, lepski_choice
 from ope.policy import Policy, Requirement
 from ope.validation import FloatArray, check_number
@@ -178,7 +179,7 @@ class LepskiEstimator(OffPolicyEstimator):
             option._check_policy(data, policy, name)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
-        estimates = {key: option._fit_one(data, policy, name, weight) for key, option in self._nested().items()}
+        estimates = _fit_options(self._nested(), data, policy, name, weight)
         check_comparable(type(self).__name__, estimates)
         names = list(estimates)
         choice = choose_estimate(list(estimates.values()), self.multiplier)
@@ -199,6 +200,36 @@ class LepskiEstimator(OffPolicyEstimator):
             diagnostics={**chosen.diagnostics, **_ladder(choice, names)},
             verdict=Verdict.worst([chosen.verdict, own]),
         )
+
+
+def _fit_options(
+    options: Mapping[str, OffPolicyEstimator], data: LoggedDataset, policy: Policy, name: str, weight: FloatArray
+) -> dict[str, Estimate]:
+    """Fit all options; those of double reinforcement learning that differ in the cap alone share Q and ratio."""
+    pairs: dict[Any, list[Pair]] = {}
+    estimates = {}
+    for key, option in options.items():
+        if isinstance(option, DoubleReinforcementLearning):
+            models = _without_cap(option)
+            if models not in pairs:
+                with np.errstate(over="ignore", invalid="ignore"):
+                    pairs[models] = list(option._pairs(data, policy, weight))
+            estimates[key] = option._fit_given(data, policy, name, weight, pairs[models])
+        else:
+            estimates[key] = option._fit_one(data, policy, name, weight)
+    return estimates
+
+
+def _without_cap(option: DoubleReinforcementLearning) -> tuple[Any, ...]:
+    """Return what two estimators share only if their models are the same: settings by what they are, other objects by identity."""
+
+    def word(value: Any) -> Any:
+        if isinstance(value, BaseEstimator):
+            return type(value)
+        return value if value is None or isinstance(value, (bool, int, float, str)) else id(value)
+
+    params = option.get_params(deep=True)
+    return type(option), *((name, word(params[name])) for name in sorted(params) if name != "ratio_cap")
 
 
 def _ladder(choice: LepskiChoice, names: list[str]) -> dict[str, Any]:

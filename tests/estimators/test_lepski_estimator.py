@@ -195,3 +195,35 @@ def test_a_low_cap_leaves_the_value_of_q() -> None:
     errors = [estimate.diagnostics[f"error_{name}"] for name in options]
     assert errors[0] >= errors[1] >= errors[2]
     assert estimate.diagnostics["chosen"] in options
+
+
+def test_options_that_differ_in_the_cap_share_their_models_and_others_do_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    case, fits = random_case(4, n=60), 0
+    fit_pairs = DoubleReinforcementLearning._pairs
+
+    def counted(self: Any, *arguments: Any) -> Any:
+        nonlocal fits
+        fits += 1
+        return fit_pairs(self, *arguments)
+
+    monkeypatch.setattr(DoubleReinforcementLearning, "_pairs", counted)
+    for options, models in (
+        ([DoubleReinforcementLearning(n_folds=2, ratio_cap=cap) for cap in (None, 4.0, 1.0)], 1),
+        ([DoubleReinforcementLearning(n_folds=folds, ratio_cap=2.0) for folds in (2, 3)], 2),
+        ([DoubleReinforcementLearning(n_folds=2, q=LSTDQ(ridge=ridge)) for ridge in (0.0, 1.0, 1.0)], 2),
+        ([DoubleReinforcementLearning(n_folds=2, q=q) for q in (LSTDQ(), None)], 2),
+        ([DoubleReinforcementLearning(n_folds=2), PerDecisionIS()], 1),
+    ):
+        fits = 0
+        shared = fit(case, options).diagnostics
+        assert fits == models
+        for place, option in enumerate(options):
+            alone = option.set_params(gamma=GAMMA).fit(case.log, case.policy).estimate()
+            (key,) = {name for name in shared if name.startswith("value_")} & {
+                f"value_{kind}"
+                for kind in (
+                    f"{type(option).__name__}_{place + 1}",
+                    type(option).__name__,
+                )
+            }
+            assert shared[key] == alone.value
