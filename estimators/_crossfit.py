@@ -162,7 +162,7 @@ class CrossFittedQ(QPredictions):
 
 
 HALVES_STREAM = -2
-UNFINISHED = frozenset({"stopped", "diverged", "DIVERGED", "INTERRUPTED", "RUNNING"})
+UNFINISHED = frozenset({"stopped", "wandering", "diverged", "DIVERGED", "INTERRUPTED", "RUNNING"})
 
 
 def unfinished(model: Any) -> bool:

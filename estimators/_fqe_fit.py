@@ -15,13 +15,16 @@ from ope.validation import BoolArray, FloatArray
 
 DIVERGENCE_FACTOR = 10.0
 STEADY_ITERATIONS = 3
+# Moves of the last so many iterations are compared with those of as many before: a contraction, however slow, makes them smaller.
+WANDERING_ITERATIONS = 50
+WANDERING_SHARE = 0.95
 
 Regress = Callable[[FloatArray, FloatArray, FloatArray], Any]
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Regressors, how the fit ended ("converged", "stopped" or "diverged"), after how many iterations, and what is left."""
+    """Regressors, how the fit ended ("converged", "wandering", "stopped" or "diverged"), after how many iterations, and what is left."""
 
     regressors: list[Any]
     status: str
@@ -92,30 +95,45 @@ def iterate(
     max_iter : int
     tol : float
         In standard deviations of the targets.
+
+    Notes
+    -----
+    A regressor that answers small changes of its targets with another form, as trees do, never stays. Once gamma^k has made the start
+    count less than `tol` and moves no longer get smaller, further iterations only draw another such form: the fit is "wandering".
     """
     used, row_weight = design.used, targets.row_weights(weight, slice(None))
     limit = divergence_limit(design.rewards, gamma)
     nothing = np.zeros(len(design.rewards))
     before, steady, status, regressor = Values(nothing, nothing, nothing, np.inf), 0, "stopped", None
-    y = targets.of_all(nothing, nothing)
-    for iteration in range(1, max_iter + 1):  # noqa: B007 (the last one is reported)
+    y, moves = targets.of_all(nothing, nothing), []
+    for iteration in range(1, max_iter + 1):
         regressor = regress(design.x[used], y[used], row_weight[used])
         now = Values.of(design, regressor, weight, targets.reads_q)
         if not now.within(limit):
             status = "diverged"
             break
         old, y = y, targets.of_all(now.v_next, now.q)
-        steady = steady + 1 if _settled(before, now, old, y, used, tol) else 0
+        moves.append(_move(before, now, old, y, used))
+        steady = steady + 1 if moves[-1] <= tol else 0
         before = now
         if steady == STEADY_ITERATIONS or np.array_equal(old[used], y[used]):
             status = "converged"
+            break
+        if gamma**iteration < tol * (1.0 - gamma) and _wanders(moves):
+            status = "wandering"
             break
     assert regressor is not None
     residuals = np.where(used, y - regressor.predict(design.x), 0.0)
     return Fit([regressor], status, iteration, residuals)
 
 
-def _settled(before: Values, now: Values, old: FloatArray, y: FloatArray, used: BoolArray, tol: float) -> bool:
+def _wanders(moves: list[float]) -> bool:
+    late, early = moves[-WANDERING_ITERATIONS:], moves[-2 * WANDERING_ITERATIONS : -WANDERING_ITERATIONS]
+    return len(early) == WANDERING_ITERATIONS and bool(np.median(late) > WANDERING_SHARE * np.median(early))
+
+
+def _move(before: Values, now: Values, old: FloatArray, y: FloatArray, used: BoolArray) -> float:
+    """Return how far values and targets moved, in standard deviations of the targets."""
     # The targets of constant rewards have no spread: a thousandth of their size stands in for it.
     spread = max(float(np.std(old[used])), 1e-3 * float(np.mean(np.abs(old[used]))), np.finfo(float).tiny)
     moves = (
@@ -123,7 +141,7 @@ def _settled(before: Values, now: Values, old: FloatArray, y: FloatArray, used: 
         _root_mean_square(now.v_next - before.v_next),
         _root_mean_square((y - old)[used]),
     )
-    return bool(np.max(np.abs(moves)) <= tol * spread)
+    return float(np.max(np.abs(moves))) / spread
 
 
 def _root_mean_square(x: FloatArray) -> float:

@@ -49,6 +49,11 @@ def judge_status(model: FittedQModel, max_iter: int, gamma: float, trace: str | 
         return Level.CAUTION, (
             f"The fitted values still moved after {max_iter} iterations: the value depends on where it stopped. Raise max_iter=, or use LSTDQ."
         )
+    if model.status == "wandering":
+        return Level.CAUTION, (
+            f"The fitted values still moved after {model.iterations} iterations and would go on: the regressor answers small changes with another fit, "
+            "and the value depends on where it stopped. Use a smoother regressor (larger leaves), LSTDQ, or n_bootstrap=, whose interval holds that too."
+        )
     return None
 
 

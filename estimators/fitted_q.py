@@ -53,7 +53,8 @@ class FittedQEvaluation(QEstimator):
     stationary : bool
         Treat a horizon end as a truncation and report the infinite-horizon value.
     max_iter : int
-        Limit of the iterations of a stationary fit; an estimate that needs more is not VALID.
+        Limit of the iterations of a stationary fit; an estimate that needs more is not VALID. Earlier ends a fit that wanders: gamma^k has
+        made its start forgotten, and moves no longer get smaller.
     tol : float
         Converged when the value and the root mean squares of next-state values and targets move by less than `tol` standard
         deviations of the targets (at least thousandths of their mean size), three times in a row.

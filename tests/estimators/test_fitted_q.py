@@ -20,6 +20,7 @@ from estimator_oracles import (
     sampled,
     stationary_or_not,
 )
+from sklearn.ensemble import ExtraTreesRegressor
 from sklearn.linear_model import LinearRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import PolynomialFeatures, StandardScaler
@@ -199,6 +200,27 @@ def test_an_unfinished_iteration_is_not_valid() -> None:
     assert few.diagnostics["iterations"] == 3 < enough.diagnostics["iterations"]
     assert enough.value == pytest.approx(maximum_likelihood(case, 0.9).value, rel=0.01)
     assert few.value < 0.5 * enough.value
+
+
+def test_a_fit_that_wanders_ends_and_a_slow_one_does_not() -> None:
+    problem = ScalarLQR(max_steps=10)
+    policy = GaussianPolicy(mean=[problem.target.gain], std=problem.target.std, intercept=problem.target.offset)
+    trees = ExtraTreesRegressor(4, min_samples_leaf=3, random_state=0)
+    log = problem.sample(30, random_state=0)
+    fqe = FittedQEvaluation(gamma=0.9, regressor=trees, n_bootstrap=2, max_iter=2000).fit(log, policy).estimate()
+    assert 100 <= fqe.diagnostics["iterations"] < 500
+    assert fqe.verdict.level >= Level.CAUTION
+    assert any("would go on" in reason for reason in fqe.verdict.reasons)
+    # The coefficient goes to its limit by a factor of .99, slower than gamma: that is no wandering.
+    gamma = 0.99 * 17 / 18
+    one = TabularPolicy([[1.0]], state_code=lambda states: np.zeros(len(states), int))
+    regressor = LinearRegression(fit_intercept=False)
+    slow = FittedQEvaluation(gamma=gamma, regressor=regressor, features="identity", tol=1e-6, max_iter=3000)
+    estimate = slow.fit(doubling_log(400), one).estimate()
+    assert estimate.diagnostics["iterations"] > 500
+    theta = (100 + 800) / (100 * (1 - gamma * 2) + 400 * (4 - gamma * 4))
+    assert estimate.value == pytest.approx(theta * 900 / 500, rel=1e-3)
+    assert not any("would go on" in reason for reason in estimate.verdict.reasons)
 
 
 def test_without_discounting_and_termination_there_is_no_value() -> None:
