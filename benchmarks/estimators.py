@@ -271,10 +271,10 @@ error itself); the brackets hold the coverage of the 95 % interval in percent an
 R(EFUSE). A dash: the method does not serve this problem, or the study has not run it. An error on a problem that a method's assumptions exclude
 is the point of the problem: methods that need the full state fail on ModelFail and Hybrid, those that weight whole episodes on ModelWin and Graph.
 
-The runs of closed-form methods, but `default`, DoubleRL, ModelBased, LinearGaussianModel, BellmanCalibrated and StackedQ, were made before `adjusted_t` became the default interval:
+The runs of closed-form methods, but `default`, DoubleRL, ModelBased, LinearGaussianModel, BellmanCalibrated, StackedQ and Lepski, were made before `adjusted_t` became the default interval:
 their coverage is that of the plain t interval, their verdicts ask for an effective sample of 200. [coverage.md](coverage.md) and [intervals.md](intervals.md) have the intervals and
 verdicts in force. Neural methods: 1,024 episodes on three problems only, 10 logs each. StackedQ, whose default members are `LSTDQ` and trees, takes seconds a log (a minute on
-RiverSwim): it has 20, 10 and 5 logs a cell; [choice_of_q.md](choice_of_q.md) has it with 200.
+RiverSwim): it has up to 20, 10 and 5 logs a cell, none in four; [choice_of_q.md](choice_of_q.md) has it with 200. Lepski's choice has 50.
 
 ![Relative mean squared error](estimators.png)"""
 
