@@ -114,8 +114,9 @@ def calibrate(
 
 def _quantiles(position: IntArray, row_weight: FloatArray, n_bins: int) -> IntArray:
     """Return the bin of every knot."""
-    if n_bins > position.max():
-        return np.arange(position.max() + 1)
+    n_knots = int(position.max(initial=-1)) + 1
+    if n_bins >= n_knots:
+        return np.arange(n_knots)
     level: IntArray = np.unique(equal_parts(position, row_weight, n_bins), return_inverse=True)[1]
     return level
 

@@ -52,7 +52,7 @@ def judge_status(model: FittedQModel, max_iter: int, gamma: float, trace: str | 
     if model.status == "wandering":
         return Level.CAUTION, (
             f"The fitted values still moved after {model.iterations} iterations and would go on: the regressor answers small changes with another fit, "
-            "and the value depends on where it stopped. Use a smoother regressor (larger leaves), LSTDQ, or n_bootstrap=, whose interval holds that too."
+            "and the value depends on where it stopped. Use a smoother regressor (larger leaves), or LSTDQ."
         )
     return None
 

@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 from ope.dataset import LoggedDataset
 from ope.estimator import EXACT, OffPolicyEstimator
 from ope.policy import Policy
-from ope.validation import FloatArray
+from ope.validation import BoolArray, FloatArray
 
 
 @dataclass(frozen=True)
@@ -68,3 +68,12 @@ class QEstimator(OffPolicyEstimator):
         """
         del data, policy, episode_weight, coefficient
         return None
+
+
+def check_targets(owner: str, used: BoolArray) -> None:
+    """Raise unless some transition has a Bellman target."""
+    if not used.any():
+        raise ValueError(
+            f"{owner}: `data` must hold a transition whose next state is known or terminal, got none in {len(used)}; record the final "
+            "states, or flag terminal ends."
+        )

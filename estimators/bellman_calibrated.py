@@ -18,11 +18,11 @@ from ope.estimators import _verdicts as verdicts
 from ope.estimators import bellman_error as errors
 from ope.estimators._crossfit import CrossFitted, CrossFittedQ, unfinished
 from ope.estimators._probe import QTable, probe
-from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._q import QEstimator, QPredictions, check_targets
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.weights import fold_of
-from ope.policy import Policy, Requirement
+from ope.policy import Policy, Requirement, used_rows
 from ope.validation import FloatArray, IntArray, check_integer
 from ope.verdict import Verdict
 
@@ -226,6 +226,8 @@ class BellmanCalibrated(CrossFitted):
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         order = np.argsort(data.episode_keys)  # ties are broken by rounding, which follows the order of the rows
         log, own_weight = data.select(order), weight[order]
+        counted = np.repeat(own_weight > 0, log.lengths)
+        check_targets(f"{type(self).__name__}.fit", used_rows(log, self._stationary(log)) & counted)
         split = list(self._folds(log, own_weight))
         parts = [self._calibrate(log, policy, own_weight, *part) for part in split]
         value, psi = average_folds(parts, own_weight)

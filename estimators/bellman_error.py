@@ -16,7 +16,7 @@ from ope.estimator import inherit_gamma
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._calibration import equal_parts
 from ope.estimators._crossfit import cross_fit_q, folds, halves, temporal_differences
-from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._q import QEstimator, QPredictions, check_targets
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.intervals import effective_freedom
 from ope.inference.weights import fold_of
@@ -358,13 +358,14 @@ def calibration_error(
     check_integer(OWNER, "random_state", random_state, 0, "pass a seed")
     nested = checked_q(OWNER, q, gamma, data, policy)
     weight = nested._check_weight(data, episode_weight)
+    stationary = bool(getattr(nested, "stationary", False)) or data.horizon is None
+    check_targets(OWNER, used_rows(data, stationary) & np.repeat(weight > 0, data.lengths))
     parts = list(folds(OWNER, data, weight, n_folds, random_state))
     predictions = [
         cross_fit_q(nested, data, policy, weight, parts),
         *half_fits(nested, data, policy, weight, parts, random_state),
     ]
     fold = fold_of(data.episode_keys, n_folds, random_state)
-    stationary = bool(getattr(nested, "stationary", False)) or data.horizon is None
     bins = bins_for(data.n_episodes, n_bins, min_episodes)
     return measure(data, predictions, fold, weight, float(gamma), stationary, bins)
 

@@ -18,7 +18,7 @@ from ope.estimators._fqe_fit import Fit, backwards, iterate
 from ope.estimators._fqe_targets import Targets, along_trace, log_ratios, one_step, weighted_returns
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._mrdr import LinearMap, minimise_variance
-from ope.estimators._q import QEstimator
+from ope.estimators._q import QEstimator, check_targets
 from ope.estimators._traces import check_propensities, trace_of, with_logged_prob
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.weights import resampling_weights
@@ -262,11 +262,7 @@ class FittedQEvaluation(QEstimator):
 
     def _check_rows(self, problem: _Problem, weight: FloatArray) -> None:
         used = problem.design.used
-        if not used.any():
-            raise ValueError(
-                f"{type(self).__name__}.fit: `data` must hold a transition whose next state is known or terminal, got none in "
-                f"{len(used)}; record the final states, or flag terminal ends."
-            )
+        check_targets(f"{type(self).__name__}.fit", used)
         if not problem.targets.row_weights(weight, used).any():
             raise ValueError(
                 f"{type(self).__name__}.fit: `data` must hold an action that the candidate takes at the start of an episode, got none: no weighted return "

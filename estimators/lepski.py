@@ -209,7 +209,7 @@ def _fit_options(
     pairs: dict[Any, list[Pair]] = {}
     estimates = {}
     for key, option in options.items():
-        if isinstance(option, DoubleReinforcementLearning):
+        if type(option) is DoubleReinforcementLearning:  # a subclass may fit otherwise
             models = _without_cap(option)
             if models not in pairs:
                 with np.errstate(over="ignore", invalid="ignore"):

@@ -243,7 +243,11 @@ class StackedQ(OffPolicyEstimator):
             ridge=self.ridge,
         )
         row_weight = seen.row_weights(weight)
-        shares = row_weight @ stack.theta[linear.value_index(seen, len(stack.theta))] / row_weight.sum()
+        shares = (
+            row_weight
+            @ stack.theta[linear.value_index(seen, len(stack.theta))]
+            / max(row_weight.sum(), np.finfo(float).tiny)
+        )
         diagnostics["intercept"] = float(shares[0])
         for label, share, member in zip(numbered_names(self._members()), shares[1:] / scale, members, strict=True):
             diagnostics[f"weight_{label}"] = float(share)

@@ -128,12 +128,13 @@ class PreprocessedLearner(PolicyLearner):
             groups.setdefault((_identity(member.transformer), type(member.learner)), []).append(member)
         for (_, kind), members in groups.items():
             first = members[0]
-            first._fit_transformer(data)
+            if not (resume and hasattr(first, "transformer_")):
+                first._fit_transformer(data)
             for other in members[1:]:
                 other._share_transformer(first)
             log, fresh = first._transformed_log(data), [member._fresh(resume=resume) for member in members]
             if hasattr(kind, "fit_many"):
-                kind.fit_many(log, fresh, **({"resume": True} if resume else {}))
+                fresh = kind.fit_many(log, fresh, **({"resume": True} if resume else {}))
             else:
                 fresh = [learner.resume(log) if resume else learner.fit(log) for learner in fresh]
             for member, learner in zip(members, fresh, strict=True):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -36,18 +37,29 @@ def use_precision(precision: Precision) -> Iterator[None]:
     torch.bfloat16
     """
     if precision == "tf32":
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high")
-        try:
+        with _tf32():
             yield
-        finally:
-            torch.set_float32_matmul_precision(before)
         return
     token = _between.set(torch.bfloat16 if precision == "bfloat16" else None)
     try:
         yield
     finally:
         _between.reset(token)
+
+
+@contextlib.contextmanager
+def _tf32() -> Iterator[None]:
+    switch: Callable[[str], None] = torch.set_float32_matmul_precision
+    try:
+        before, wanted = torch.get_float32_matmul_precision(), "high"
+    except RuntimeError:  # the process has used torch's newer switch, beside which the older one cannot be read
+        switch = partial(setattr, torch.backends.cuda.matmul, "fp32_precision")
+        before, wanted = torch.backends.cuda.matmul.fp32_precision, "tf32"
+    switch(wanted)
+    try:
+        yield
+    finally:
+        switch(before)
 
 
 def between_hidden_layers() -> torch.dtype | None:

@@ -253,7 +253,7 @@ def train(
     run = _Run(step, sampler, plan)
     if resume_from is not None:
         run.load_state(resume_from)
-    with use_threads(plan.n_threads), use_precision(plan.precision), deferred_interrupt() as stop:
+    with use_threads(plan.n_threads), deferred_interrupt() as stop:
         run.go(stop)
     return run.result()
 
@@ -281,9 +281,10 @@ class _Run:
         with tqdm(total=plan.n_updates, initial=self.done, desc=plan.label, disable=not plan.progress) as bar:
             while self.running and self.done < plan.n_updates and not stop.made:
                 before, until = self.done, plan.next_stop(self.done)
-                while self.done < until and not stop.made:
-                    self.log.add(update(self.sampler.next()))
-                    self.done += 1
+                with use_precision(plan.precision):  # of updates alone: policies that callbacks ask act in 32 bits
+                    while self.done < until and not stop.made:
+                        self.log.add(update(self.sampler.next()))
+                        self.done += 1
                 bar.update(self.done - before)
                 self._pause(stop)
         self._finish(Outcome.INTERRUPTED if self.done < plan.n_updates else Outcome.COMPLETED)

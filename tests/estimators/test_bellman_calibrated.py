@@ -405,3 +405,15 @@ def test_a_log_without_propensities_will_do() -> None:
     case = random_case(0)
     log: LoggedDataset = case.log.replace(behavior_log_prob=None)
     assert fit(case._replace(log=log), tables_of(case)).value == fit(case, tables_of(case)).value
+
+
+def test_a_log_without_targets_is_refused_in_words() -> None:
+    log = LoggedDataset.from_arrays(
+        np.eye(2)[[0, 1] * 4], [0, 1] * 4, [1.0] * 8, lengths=[1] * 8, ends="horizon", behavior_prob=[0.5] * 8
+    )
+    policy, q = TabularPolicy([[0.5, 0.5]] * 2), LSTDQ(stationary=True)
+    words = "`data` must hold a transition whose next state is known or terminal, got none in 8"
+    with pytest.raises(ValueError, match=f"BellmanCalibrated.fit: {words}"):
+        BellmanCalibrated(gamma=0.9, q=q, n_folds=2).fit(log, policy)
+    with pytest.raises(ValueError, match=f"calibration_error: {words}"):
+        calibration_error(log, policy, q, gamma=0.9, n_folds=2)

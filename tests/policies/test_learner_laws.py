@@ -255,3 +255,16 @@ def test_learners_of_two_precisions_do_not_train_as_one() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(ValueError, match="IQL: `precision` must be 'float32', 'tf32' or 'bfloat16', got 'half'"):
         make("IQL", hidden=(16, 16), precision="half").fit(log_of("IQL"))
+
+
+def test_policies_that_callbacks_ask_act_in_32_bits() -> None:
+    log, seen = log_of("IQL continuous"), []
+
+    def ask(event: LearnerEvent) -> None:
+        policy = event.policy()
+        seen.append((policy, policy.predict(log.states)))
+
+    make("IQL continuous", hidden=(64, 64), precision="bfloat16", callbacks=[ask]).fit(log)
+    assert len(seen) == 4
+    for policy, actions in seen:
+        np.testing.assert_array_equal(policy.predict(log.states), actions)
