@@ -7,6 +7,7 @@ settings and the rollouts that score a policy are the same.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -186,11 +187,23 @@ def synthetic(*, discrete: bool, n: int = 20_000, length: int = 100) -> Data:
     )
 
 
-def marginal(updates: int, train: Callable[[int], object]) -> tuple[float, float]:
-    """Return the seconds of so many updates, by the clock and by the processor, without what every run costs once."""
-    spent = []
-    for count in (4, max(4, updates // 5), max(4, updates // 5) + updates):
-        began, processor = time.perf_counter(), time.process_time()
-        train(count)
-        spent.append((time.perf_counter() - began, time.process_time() - processor))
-    return spent[2][0] - spent[1][0], spent[2][1] - spent[1][1]
+class Bursts:
+    """Times bursts of updates on request, so that two programs can take turns: called between bursts, true where no more are asked for.
+
+    A line "go" on the standard input asks for one; the seconds it took go to the standard output, and what `probe` returns.
+    """
+
+    def __init__(self, probe: Callable[[], float] | None = None) -> None:
+        self.probe = probe
+        self.began: float | None = None
+
+    def __call__(self, *_: object) -> bool:
+        """Say how long the burst took, and wait to be asked for another."""
+        now = time.perf_counter()
+        if self.began is None:  # the first burst warms up
+            print("READY", flush=True)
+        else:
+            print("SECONDS", now - self.began, *([] if self.probe is None else [self.probe()]), flush=True)
+        going = sys.stdin.readline().strip() == "go"
+        self.began = time.perf_counter()
+        return not going

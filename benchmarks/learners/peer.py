@@ -1,7 +1,7 @@
 """The peer of `study.py` and `speed.py`: d3rlpy, run by an interpreter that has d3rlpy 2.8.1 and gymnasium[mujoco].
 
     /tmp/d3/bin/python benchmarks/learners/peer.py score --logs mujoco --env Hopper --learner TD3BC --seed 0
-    /tmp/d3/bin/python benchmarks/learners/peer.py time --learner TD3BC --updates 500 [--discrete]
+    /tmp/d3/bin/python benchmarks/learners/peer.py time --learner TD3BC --updates 50 [--discrete]
 
 `study.py run --peer /tmp/d3/bin/python` and `speed.py --peer /tmp/d3/bin/python` call it.
 """
@@ -25,10 +25,10 @@ from common import (
     NORMALIZED,
     SETTINGS,
     Act,
+    Bursts,
     Data,
     FloatArray,
     Run,
-    marginal,
     read,
     record,
     synthetic,
@@ -149,16 +149,20 @@ def discrete_config(name: str) -> Any:
 
 
 def clock(name: str, updates: int, *, discrete: bool) -> None:
-    """Print the seconds that updates take, imports, data and warming up left out."""
+    """Time bursts of updates."""
     dataset = episodes_of(synthetic(discrete=discrete))
     made = discrete_config(name) if discrete else config(name, batch_size=256)
-    algo = made.create(device="cpu:0")
-    quiet_logs = {"logger_adapter": d3rlpy.logging.NoopAdapterFactory(), "show_progress": False}
-
-    def train(count: int) -> None:
-        algo.fit(dataset, n_steps=count, n_steps_per_epoch=count, **quiet_logs)
-
-    print("SECONDS", *marginal(updates, train))
+    fitting = made.create(device="cpu:0").fitter(
+        dataset,
+        n_steps=10**6 * updates,
+        n_steps_per_epoch=updates,
+        logger_adapter=d3rlpy.logging.NoopAdapterFactory(),
+        show_progress=False,
+    )
+    enough = Bursts()
+    for _ in fitting:
+        if enough():
+            break
 
 
 def main() -> None:

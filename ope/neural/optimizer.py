@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+from torch.optim.adamw import adamw
 
 from ope.neural.networks import FlatParameters
+from ope.neural.perceptron import gradients_written_to
 
 FUSED_DEVICES = ("cpu", "cuda")
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass
+class _Group:
+    """Models of equal settings: views of their parameters, gradients and moments, a tensor a network."""
+
+    rows: slice
+    parameters: list[torch.Tensor]
+    gradients: list[torch.Tensor]
+    exp_avg: list[torch.Tensor]
+    exp_avg_sq: list[torch.Tensor]
+    steps: list[torch.Tensor]
+    first_rate: float
+    rate: float
+    decay: float
 
 
 class FlatAdam:
@@ -48,37 +66,42 @@ class FlatAdam:
         self._targets = [
             view for block, flat in zip(parameters, self._gradients, strict=True) for view in block.split(flat).values()
         ]
+        self._places = {view.data_ptr(): target for view, target in zip(self._wanted, self._targets, strict=True)}
+        self._moments = {name: [torch.zeros_like(block.flat) for block in parameters] for name in MOMENTS}
         settings = list(zip(learning_rate, weight_decay, strict=True))
-        rows = [slice(None)] if len(set(settings)) == 1 else [slice(k, k + 1) for k in range(len(settings))]
-        # A leaf is what torch sees of one network: all models, or one where their settings differ.
-        self._leaves = [[self._leaf(block.flat, i, row) for row in rows] for i, block in enumerate(parameters)]
-        groups = [
-            {"params": list(leaves), "lr": lr, "weight_decay": decay}
-            for leaves, (lr, decay) in zip(zip(*self._leaves, strict=True), settings, strict=False)
-        ]
-        self._adam = torch.optim.AdamW(groups, eps=epsilon, fused=parameters[0].flat.device.type in FUSED_DEVICES)
-        self._rates = [rate for rate, _ in settings[: len(groups)]]
-        for leaf in (leaf for leaves in self._leaves for leaf in leaves):
-            step = torch.zeros((), dtype=torch.float32, device=leaf.device)
-            self._adam.state[leaf] = {"step": step, **{name: torch.zeros_like(leaf) for name in MOMENTS}}
+        equal = len(set(settings)) == 1
+        rows = [slice(None)] if equal else [slice(k, k + 1) for k in range(len(settings))]
+        flats = [block.flat.detach() for block in parameters]
+        self._groups = [self._group(flats, row, *pair) for row, pair in zip(rows, settings, strict=False)]
+        self._epsilon, self._fused = epsilon, flats[0].device.type in FUSED_DEVICES
 
-    def _leaf(self, flat: torch.Tensor, network: int, row: slice) -> torch.Tensor:
-        leaf = flat[row].detach()
-        leaf.grad = self._gradients[network][row]
-        return leaf
+    def _group(self, flats: Sequence[torch.Tensor], rows: slice, rate: float, decay: float) -> _Group:
+        exp_avg, exp_avg_sq = ([flat[rows] for flat in self._moments[name]] for name in MOMENTS)
+        return _Group(
+            rows=rows,
+            parameters=[flat[rows] for flat in flats],
+            gradients=[flat[rows] for flat in self._gradients],
+            exp_avg=exp_avg,
+            exp_avg_sq=exp_avg_sq,
+            steps=[torch.zeros((), dtype=torch.float32, device=flat.device) for flat in flats],
+            first_rate=rate,
+            rate=rate,
+            decay=decay,
+        )
 
     def minimize(self, loss: torch.Tensor) -> None:
         """Take one step down the gradient of a scalar; no other parameters than these are differentiated.
 
         The gradient of a sum of K losses, each of its own model, is the K gradients.
         """
-        found: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, self._wanted, allow_unused=True)
+        with gradients_written_to(self._places):
+            found: Sequence[torch.Tensor | None] = torch.autograd.grad(loss, self._wanted, allow_unused=True)
         for target, gradient in zip(self._targets, found, strict=True):
             if gradient is None:
                 target.zero_()
-            else:
+            elif gradient.data_ptr() != target.data_ptr():
                 target.copy_(gradient)
-        self._adam.step()
+        self.step()
 
     @property
     def gradients(self) -> list[torch.Tensor]:
@@ -87,32 +110,49 @@ class FlatAdam:
 
     def step(self) -> None:
         """Take one step down what is in `gradients`."""
-        self._adam.step()
+        for group in self._groups:
+            adamw(
+                group.parameters,
+                group.gradients,
+                group.exp_avg,
+                group.exp_avg_sq,
+                max_exp_avg_sqs=[],
+                state_steps=group.steps,
+                fused=self._fused,
+                amsgrad=False,
+                beta1=0.9,
+                beta2=0.999,
+                lr=group.rate,
+                weight_decay=group.decay,
+                eps=self._epsilon,
+                maximize=False,
+            )
+
+    @property
+    def rates(self) -> list[float]:
+        """The learning rate of the next step, one number where all models have the same settings, else one a model."""
+        return [group.rate for group in self._groups]
 
     def scale_rate(self, factor: float) -> None:
         """Set every learning rate to `factor` times what it was at the start."""
-        for group, rate in zip(self._adam.param_groups, self._rates, strict=True):
-            group["lr"] = factor * rate
+        for group in self._groups:
+            group.rate = factor * group.first_rate
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return moments and step counts of each network, with a leading model axis."""
         result: dict[str, torch.Tensor] = {}
-        for i, leaves in enumerate(self._leaves):
-            states = [self._adam.state[leaf] for leaf in leaves]
-            result |= {f"{i}/{name}": torch.cat([state[name] for state in states]) for name in MOMENTS}
-            counts = [state["step"].expand(len(leaf)) for leaf, state in zip(leaves, states, strict=True)]
+        for i, flat in enumerate(self._gradients):
+            result |= {f"{i}/{name}": moments[i].clone() for name, moments in self._moments.items()}
+            counts = [group.steps[i].expand(len(flat[group.rows])) for group in self._groups]
             result[f"{i}/step"] = torch.cat(counts)
         return result
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         """Continue from what `state` returned."""
-        for i, leaves in enumerate(self._leaves):
-            row = 0
+        for i, flat in enumerate(self._gradients):
             # Members of an ensemble lie within the row of their model there, in rows of their own here.
+            for name, moments in self._moments.items():
+                moments[i].copy_(state[f"{i}/{name}"].reshape(flat.shape))
             counts = state[f"{i}/step"].reshape(-1)
-            moments = {name: state[f"{i}/{name}"].reshape(len(counts), -1) for name in MOMENTS}
-            for leaf in leaves:
-                for name, values in moments.items():
-                    self._adam.state[leaf][name].copy_(values[row : row + len(leaf)])
-                self._adam.state[leaf]["step"].fill_(float(counts[row]))
-                row += len(leaf)
+            for group in self._groups:
+                group.steps[i].fill_(float(counts[group.rows][0]))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from itertools import pairwise
 from typing import Any
 
@@ -21,8 +23,60 @@ BLOCK_ROWS = 256
 SHORT_BLOCK_ROWS = 1024
 # Multiplications in a product from which on a call for each model costs nothing beside it.
 WORTH_A_CALL = 1 << 21
+# Widths of a last layer whose products are several times as fast with its units as rows of a matrix in memory.
+NARROW = range(2, 16)
 # g where h > 0, else 0, in place of g: found once, the search for an operation costs more than this one takes.
 _RELU_BACKWARD = torch.ops.aten.threshold_backward.grad_input
+
+# Multiplications in a product from which on oneDNN's, relu included, is a tenth faster than torch.addmm with relu behind it.
+WORTH_FUSING = 3 << 23
+
+
+def _linear_relu() -> Any:
+    """Return what torch's compiler calls for relu(h W^T + b) on processors with AVX, None where there is no such thing."""
+    suits = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if suits else None
+    return None if found is None else found.default
+
+
+_LINEAR_RELU = _linear_relu()
+
+# Where the gradients of parameters belong, by the address of the parameters.
+_places: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("places", default=None)
+
+
+@contextlib.contextmanager
+def gradients_written_to(places: Mapping[int, torch.Tensor]) -> Iterator[None]:
+    """Let networks that are differentiated within the block write gradients where they belong, which saves a copy.
+
+    It is an offer: gradients that were made elsewhere (by batched products, from two evaluations) are returned as ever.
+
+    Parameters
+    ----------
+    places : mapping of int to Tensor
+        By the address of a parameter (`data_ptr`), the memory of its gradient, of the same shape.
+
+    Examples
+    --------
+    >>> weight, place = torch.ones(1, 2048, 1024, requires_grad=True), torch.zeros(1, 2048, 1024)
+    >>> network = Perceptron([(weight, torch.zeros(1, 1, 1024))])
+    >>> with gradients_written_to({weight.data_ptr(): place}):
+    ...     (found,) = torch.autograd.grad(network(torch.ones(1, 1, 2048)).sum(), weight)
+    >>> found.data_ptr() == place.data_ptr(), float(place.sum()) == place.numel()
+    (True, True)
+    """
+    token = _places.set(dict(places))
+    try:
+        yield
+    finally:
+        _places.reset(token)
+
+
+def _gradient_like(parameter: torch.Tensor) -> torch.Tensor:
+    """Return memory for a gradient: its place, if nothing has been written there."""
+    places = _places.get()
+    place = None if places is None else places.pop(parameter.data_ptr(), None)
+    return torch.empty_like(parameter) if place is None else place
 
 
 class Perceptron:
@@ -101,18 +155,23 @@ class Perceptron:
         return torch.baddbmm(bias, self.hidden(x), weight)
 
     def forward(
-        self, x: torch.Tensor, models: Sequence[Sequence[Matrices]], kept: Sequence[torch.Tensor] | None
+        self, x: torch.Tensor, models: Sequence[Sequence[Matrices]], kept: list[list[torch.Tensor]] | None
     ) -> torch.Tensor:
-        """Evaluate block by block; hidden layers are written to `kept`, each in the type of the next product, or nowhere."""
+        """Evaluate block by block; to `kept`, if it is a list, goes a list of the inputs of the layers for every block."""
         outputs = x.new_empty(len(x), x.shape[1], self.layers[-1][0].shape[2])
         for k, layers in enumerate(models):
             last_weight, last_bias, _ = layers[-1]
+            if last_weight.shape[1] in NARROW:
+                last_weight = last_weight.t().contiguous().t()
             for rows in _blocks(x.shape[1], layers):
-                h = _cut(x, k, rows)
-                for layer, (weight, bias, _) in enumerate(layers[:-1]):
-                    out = None if kept is None else _cut(kept[layer], k, rows)
-                    h = _relu_layer(h, weight, bias, out, layers[layer + 1][0].dtype)
-                torch.addmm(last_bias, h, last_weight, out=_cut(outputs, k, rows))
+                inputs = [_cut(x, k, rows)]
+                for layer, after in pairwise(layers):
+                    inputs.append(_relu_layer(inputs[-1], layer, after[0].dtype))
+                    if kept is None:
+                        del inputs[0]
+                torch.addmm(last_bias, inputs[-1], last_weight, out=_cut(outputs, k, rows))
+                if kept is not None:
+                    kept.append(inputs)
         return outputs
 
 
@@ -123,10 +182,7 @@ class _Blocks(torch.autograd.Function):
     def forward(ctx: Any, network: Perceptron, x: torch.Tensor, *parameters: torch.Tensor) -> torch.Tensor:
         """Evaluate, and keep the hidden layers."""
         ctx.network, ctx.models = network, network.matrices()
-        ctx.kept = [
-            x.new_empty(len(x), x.shape[1], len(before), dtype=after.dtype)
-            for (_, _, before), (after, _, _) in pairwise(ctx.models[0])
-        ]
+        ctx.kept = []
         ctx.save_for_backward(x, *parameters)
         return network.forward(x, ctx.models, ctx.kept)
 
@@ -138,12 +194,12 @@ class _Blocks(torch.autograd.Function):
         if torch.is_grad_enabled():
             return None, *_twice_differentiable(ctx.network, x, parameters, derivative, wanted)
         by_input = torch.empty_like(x, memory_format=torch.contiguous_format) if wanted[0] else None
-        gradients = [torch.empty_like(p) for p in parameters] if any(wanted[1:]) else []
+        gradients = [_gradient_like(p) for p in parameters] if any(wanted[1:]) else []
+        kept = iter(ctx.kept)
         for k, layers in enumerate(ctx.models):
             parts = [gradient[k] for gradient in gradients]
             for rows in _blocks(x.shape[1], layers):
-                inputs = [_cut(part, k, rows) for part in (x, *ctx.kept)]
-                g = _block_backward(layers, inputs, _cut(derivative, k, rows), parts, first=not rows.start)
+                g = _block_backward(layers, next(kept), _cut(derivative, k, rows), parts, first=not rows.start)
                 if by_input is not None:
                     torch.mm(g, layers[0][2], out=_cut(by_input, k, rows))
         nothing: list[torch.Tensor | None] = [None] * len(parameters)
@@ -171,14 +227,14 @@ def _shortened(layer: Matrices, dtype: torch.dtype) -> Matrices:
     return weight, bias, weight.t()
 
 
-def _relu_layer(
-    h: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype
-) -> torch.Tensor:
-    """Return relu(h W + b) in the type of the next product, written to `out` if there is one."""
-    if out is not None and dtype == weight.dtype:
-        return torch.addmm(bias, h, weight, out=out).relu_()
-    h = torch.addmm(bias, h, weight).relu_()
-    return h.to(dtype) if out is None else out.copy_(h)
+def _relu_layer(h: torch.Tensor, layer: Matrices, dtype: torch.dtype) -> torch.Tensor:
+    """Return relu(h W + b) in the type of the next product."""
+    weight, bias, transposed = layer
+    if _LINEAR_RELU is not None and h.dtype == torch.float32 and len(h) * weight.numel() >= WORTH_FUSING:
+        result: torch.Tensor = _LINEAR_RELU(h, transposed, bias[0], "relu", [], "")
+    else:
+        result = torch.addmm(bias, h, weight).relu_()
+    return result.to(dtype)
 
 
 def _block_backward(
@@ -205,8 +261,9 @@ def _add_gradients(
     h: torch.Tensor, g: torch.Tensor, by_weight: torch.Tensor, by_bias: torch.Tensor, *, first: bool
 ) -> None:
     """Add those of a block to the gradients of a layer; the first block overwrites them."""
-    if h.dtype != by_weight.dtype:
-        product = torch.mm(h.t(), g)
+    narrow = g.shape[1] in NARROW
+    if narrow or h.dtype != by_weight.dtype:
+        product = torch.mm(g.t(), h).t() if narrow else torch.mm(h.t(), g)
         _ = by_weight.copy_(product) if first else by_weight.add_(product)
     elif first:
         torch.mm(h.t(), g, out=by_weight)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -10,18 +12,18 @@ from torch.nn import functional
 
 from ope.neural import perceptron as module
 from ope.neural.ensemble import Ensemble
-from ope.neural.perceptron import BLOCK_ROWS, Perceptron
+from ope.neural.perceptron import BLOCK_ROWS, NARROW, Perceptron, gradients_written_to
 
 SIZES = (5, 7, 6, 3)
 
 
-def layers(n_models: int, *, trains: bool = True) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def layers(n_models: int, *, trains: bool = True, width: int = SIZES[-1]) -> list[tuple[torch.Tensor, torch.Tensor]]:
     rng = torch.Generator().manual_seed(1)
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_(trains)
 
-    return [(draw(n_models, n_in, n_out), draw(n_models, 1, n_out)) for n_in, n_out in pairwise(SIZES)]
+    return [(draw(n_models, n_in, n_out), draw(n_models, 1, n_out)) for n_in, n_out in pairwise((*SIZES[:-1], width))]
 
 
 def inputs(n_models: int, rows: int) -> torch.Tensor:
@@ -41,6 +43,10 @@ def plain(x: torch.Tensor, parts: list[tuple[torch.Tensor, torch.Tensor]]) -> to
     return torch.stack(rows)
 
 
+def total(evaluate: Callable[[torch.Tensor], torch.Tensor], data: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack([evaluate(x).square().sum() for x in data]).sum()
+
+
 @pytest.fixture(autouse=True)
 def _always_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "WORTH_A_CALL", 0)
@@ -48,10 +54,11 @@ def _always_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("n_models", [1, 3])
 @pytest.mark.parametrize("rows", [1, BLOCK_ROWS, 2 * BLOCK_ROWS + 11])
-def test_values_and_gradients_equal_plain_layers(n_models: int, rows: int) -> None:
-    parts = layers(n_models)
+@pytest.mark.parametrize("width", [1, *NARROW[:: len(NARROW) - 1], NARROW.stop])
+def test_values_and_gradients_equal_plain_layers(n_models: int, rows: int, width: int) -> None:
+    parts = layers(n_models, width=width)
     network, x = Perceptron(parts), inputs(n_models, rows).requires_grad_()
-    direction = torch.randn(n_models, rows, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    direction = torch.randn(n_models, rows, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     wanted = [x, *network.parameters]
     found, expected = network(x), plain(x, parts)
     torch.testing.assert_close(found, expected)
@@ -60,6 +67,31 @@ def test_values_and_gradients_equal_plain_layers(n_models: int, rows: int) -> No
     torch.testing.assert_close(ours, theirs)
     with torch.no_grad():
         torch.testing.assert_close(network(x), expected)
+
+
+@pytest.mark.skipif(module._LINEAR_RELU is None, reason="torch has no fused layer on this processor")
+@pytest.mark.parametrize("rows", [1, BLOCK_ROWS + 11])
+def test_fused_layers_equal_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = [(w.detach().float().requires_grad_(), b.detach().float().requires_grad_()) for w, b in layers(2)]
+    network, x = Perceptron(parts), inputs(2, rows).float().requires_grad_()
+    wanted = [x, *network.parameters]
+    calls: list[int] = []
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(len(arguments[0]))
+        result: torch.Tensor = fused(*arguments)
+        return result
+
+    fused = module._LINEAR_RELU
+    monkeypatch.setattr(module, "_LINEAR_RELU", counted)
+    found = []
+    for worth in (0, 1 << 60):
+        monkeypatch.setattr(module, "WORTH_FUSING", worth)
+        values = network(x)
+        found.append([values, *torch.autograd.grad(values.square().sum(), wanted)])
+    assert sum(calls) == 2 * 2 * rows  # two hidden layers of two models, the first time alone
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found[0][0], plain(x, parts), rtol=1e-4, atol=1e-4)
 
 
 def test_what_is_not_asked_for_is_not_differentiated() -> None:
@@ -96,6 +128,25 @@ def test_one_graph_may_be_walked_twice_and_an_input_may_serve_all_models() -> No
     again = torch.autograd.grad(values.sum(), network.parameters)
     torch.testing.assert_close(first, again)
     torch.testing.assert_close(values, plain(x, parts))
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_gradients_are_written_where_they_belong(times: int) -> None:
+    parts = layers(2)
+    network = Perceptron(parts)
+    data = [inputs(2, 20), inputs(2, BLOCK_ROWS + 3)][:times]
+    wanted = network.parameters[:-1]
+    places = [torch.full_like(tensor, torch.nan) for tensor in wanted]
+    with gradients_written_to({tensor.data_ptr(): place for tensor, place in zip(wanted, places, strict=True)}):
+        found = torch.autograd.grad(total(network, data), [*wanted, network.parameters[-1]])
+    expected = torch.autograd.grad(total(lambda x: plain(x, parts), data), network.parameters)
+    torch.testing.assert_close(found, expected)
+    if times == 1:
+        assert [gradient.data_ptr() for gradient in found[:-1]] == [place.data_ptr() for place in places]
+    # Outside the block nothing is written there.
+    before = [place.clone() for place in places]
+    torch.autograd.grad(network(data[0]).sum(), wanted)
+    torch.testing.assert_close(places, before)
 
 
 def test_changes_in_place_are_seen_and_no_rows_give_no_rows() -> None:
