@@ -185,7 +185,7 @@ class ModelStep(TrainingStep):
         self.networks[name], self.optimizers[name] = network, optimizer
         self.regressions[name] = Regression(network, optimizer)
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step; at the end of a window judge all members on what they have not seen."""
         if self.done > self.settings.n_updates // 2:
             for optimizer in self.optimizers.values():

@@ -266,7 +266,7 @@ class SaddleStep(TrainingStep):
                 mean = float(s.problem.transitions.rewards.mean()) if s.reward and part != "edge" else 0.0
                 self.nu.parameters.constants[part].add_(mean - s.start * s.a_zeta)
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Take one step of all players, then one Polyak step."""
         metrics = self.lagrangian(batch)
         self.optimizer.minimize(metrics["lagrangian"].sum())

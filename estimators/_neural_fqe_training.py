@@ -164,7 +164,7 @@ class FQEStep(TrainingStep):
             inside = y.clamp(scaling.low, scaling.high)
             return inside, inside != y
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step, then one Polyak step; at the end of a window look around and solve the last layer."""
         if self.done > self.settings.n_updates // 2:
             self.optimizer.scale_rate(max(0.1, 2.0 - 2.0 * self.done / self.settings.n_updates))

@@ -7,6 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ope.neural.graphs import cuda_graphs
     from ope.policies.atac import ATAC
     from ope.policies.awac import AWAC
     from ope.policies.awr import AWR
@@ -60,6 +61,7 @@ _MODULES = {
     "PreprocessedLearner": "preprocessed",
     "TabularPolicy": "tabular",
     "TorchPolicy": "torch_policy",
+    "cuda_graphs": ".neural.graphs",
     "from_d3rlpy": "d3rlpy_policy",
     "from_sb3": "sb3_policy",
 }
@@ -89,6 +91,7 @@ __all__ = [
     "PreprocessedLearner",
     "TabularPolicy",
     "TorchPolicy",
+    "cuda_graphs",
     "from_d3rlpy",
     "from_sb3",
 ]
@@ -97,7 +100,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    value = getattr(importlib.import_module(f".{_MODULES[name]}", __name__), name)
     globals()[name] = value
     return value
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -180,10 +180,13 @@ class ATACStep(LearnerStep):
             self.actor_adam.minimize(loss.sum())
         return {"actor_loss": loss, "log_prob": log_prob.mean(dim=1)}
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return whether this is an update of the warm start."""
+        return self.counts["updates"] <= self.game.warm_start_updates
+
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
-        self.counts["updates"] += 1
-        warm = self.counts["updates"] <= self.game.warm_start_updates
+        warm = bool(self.phase())
         actions, log_prob = self.draw(batch.states)
         metrics = self._update_critics(batch, actions, warm=warm)
         metrics |= self._update_actor(batch, actions, log_prob, warm=warm)

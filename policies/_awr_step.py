@@ -164,9 +164,9 @@ class AWRStep(LearnerStep):
         """Return -mean min(exp(A / beta), 20) log pi(a|s), (K,)."""
         return -batch.bellman_mean(weights * logged_log_prob(self.actor, batch, LOG_STD_BOUNDS))
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
-        if self.counts["updates"] % self.refresh == 0:
+        if (self.counts["updates"] - 1) % self.refresh == 0:
             self.v_target.parameters.copy_from(self.v.parameters)
             self._tables = None
         returns, weights = (table.gather(1, batch.rows) for table in self.tables())
@@ -174,7 +174,6 @@ class AWRStep(LearnerStep):
         self.v_adam.minimize(v_loss.sum())
         actor_loss = self.actor_loss(batch, weights)
         self.actor_adam.minimize(actor_loss.sum())
-        self.counts["updates"] += 1
         metrics = {"loss": v_loss, "actor_loss": actor_loss, "weight": batch.bellman_mean(weights)}
         return {name: value.detach() for name, value in metrics.items()}
 

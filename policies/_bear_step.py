@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +90,7 @@ class BEARStep(GenerativeStep):
 
     def policy_values(self, batch: Batch, raw: torch.Tensor) -> torch.Tensor:
         """Return min_i mean_j Q_i(s, a_j), (K, B); 0 during the warm start."""
-        if self.counts["updates"] <= self.form.warm_start_updates:
+        if self.phase():
             return torch.zeros_like(batch.rewards)
         pairs = state_action(repeated(batch.states, raw.shape[1]), torch.tanh(raw).flatten(1, 2))
         return self.q(pairs, frozen=True).view(self.n_models, 2, raw.shape[1], -1).mean(dim=2).amin(dim=1)
@@ -115,9 +115,12 @@ class BEARStep(GenerativeStep):
         multiplier = self.log_multiplier.detach().exp()[:, 0]
         return {"actor_loss": loss.detach(), "mmd": distances.detach().mean(dim=1), "multiplier": multiplier}
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return whether the actor matches actions alone, as it does first."""
+        return self.counts["updates"] <= self.form.warm_start_updates
+
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
-        self.counts["updates"] += 1
         vae = self._update_model(batch)
         noise = self.normal(self.shape.n_target_samples, batch.shape[1], self.shape.n_actions)
         q_loss = self._update_critics(batch, self.targets(batch, noise))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -133,7 +133,7 @@ class BRACStep(SoftActorCriticStep):
         """Return mean(temperature log pi + alpha D - Q(s, a)), Q left out in the warm start, and mean D: (K,)."""
         divergence = self.divergence(batch.states, actions[:, 1:], log_prob[:, 1:])
         loss = self.temperature * log_prob[:, 0] + self.alpha * divergence
-        if self.counts["updates"] > self.form.behavior_updates + self.form.warm_start_updates:
+        if self.phase() == "policy":
             twins = self.q(state_action(batch.states, actions[:, 0]), frozen=True).squeeze(3)
             loss = loss - soft_minimum(twins, self.min_weight)
         return {"actor_loss": loss.mean(dim=1), "divergence": divergence.mean(dim=1)}
@@ -150,11 +150,16 @@ class BRACStep(SoftActorCriticStep):
         self.q_target.lerp_from(self.q, self.tau)
         return {"loss": loss, **losses}
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return what learns in this update: the model of the behaviour, the critic with an actor that stays near, or all."""
+        done, first = self.counts["updates"], self.form.behavior_updates
+        if done <= first:
+            return "behavior"
+        return "warm start" if done <= first + self.form.warm_start_updates else "policy"
+
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update; metrics of the phase that it does not belong to are 0."""
-        self.counts["updates"] += 1
-        cloning = self.counts["updates"] <= self.form.behavior_updates
-        found = self._update_behavior(batch) if cloning else self._update_actor_and_critics(batch)
+        found = self._update_behavior(batch) if self.phase() == "behavior" else self._update_actor_and_critics(batch)
         nothing = torch.zeros_like(found["loss"])
         names = ("loss", "behavior_loss", "actor_loss", "divergence")
         return {name: found.get(name, nothing).detach() for name in names}

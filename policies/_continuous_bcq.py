@@ -187,7 +187,7 @@ class ContinuousBCQStep(GenerativeStep):
         moved = perturbed(self.actor, batch.states, actions, self.width)
         return -self.q.first(state_action(batch.states, moved)).mean(dim=(1, 2))
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
         size = batch.shape[1]
         vae = self._update_model(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -91,7 +91,7 @@ class ContinuousCQLStep(SoftActorCriticStep):
 
     def actor_loss(self, batch: Batch, actions: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """Return mean(temperature log pi - min_i Q_i(s, a)), (K,); -log pi(a_logged) for -Q during a warm start."""
-        if self.counts["updates"] > self.form.warm_start_updates:
+        if not self.phase():
             return super().actor_loss(batch, actions, log_prob)
         gain = squashed_log_prob(batch.actions, *self.gaussian(self.actor, batch.states))
         return (self.temperature * log_prob - gain).mean(dim=1)
@@ -159,9 +159,12 @@ class ContinuousCQLStep(SoftActorCriticStep):
             self.multiplier_adam.minimize(multiplier_loss)
         return {"loss": loss, **{name: value.reshape(len(loss), -1).mean(dim=1) for name, value in losses.items()}}
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return whether the actor clones, as it does first."""
+        return self.counts["updates"] <= self.form.warm_start_updates
+
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
-        self.counts["updates"] += 1
         metrics = {**self._update_actor(batch), **self._update_critics(batch)}
         self.q_target.lerp_from(self.q, self.tau)
         return {name: value.detach() for name, value in metrics.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 from torch.nn import functional
@@ -107,7 +107,11 @@ class BCQStep(TrainingStep):
             "q_mean": q.mean(dim=1),
         }
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return the one form that updates have."""
+        return ()
+
+    def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step, then one Polyak step."""
         losses = self.losses(batch)
         self.optimizer.minimize(losses["loss"].sum())

@@ -101,7 +101,7 @@ class DiscreteQStep(LearnerStep):
             "q_mean": logged.mean(dim=1),
         }
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step, then one Polyak step."""
         losses = self.losses(batch)
         self.optimizer.minimize(losses["loss"].sum())

@@ -90,7 +90,7 @@ class EDACStep(SoftActorCriticStep):
             similarity = gradient_similarity(gradients.view(n_models, n, size, -1)).mean(dim=1)
         return {**losses, "similarity": similarity, "q_mean": q.mean(dim=(1, 2))}
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
         targets = self.targets(batch)
         actions, log_prob = self.draw(batch.states)

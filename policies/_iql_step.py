@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -106,18 +106,25 @@ class IQLStep(LearnerStep):
             weight = imitation_weight(q_min - self.v(batch.states).squeeze(2), self.beta)
         return -(weight * logged_log_prob(self.actor, batch, LOG_STD_BOUNDS)).mean(dim=1)
 
-    def update(self, batch: Batch) -> Tensors:
+    def advance(self) -> None:
+        """Set the actor's learning rate, and count the update."""
+        self.actor_adam.scale_rate(cosine_decay(self.counts["updates"], self.n_updates))
+        super().advance()
+
+    def phase(self) -> Hashable:
+        """Return the one form that updates have."""
+        return ()
+
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
         with torch.no_grad():
             q_min = self.logged_q(batch, target=True).amin(dim=1)
         v_loss = self.v_loss(batch, q_min)
         self.v_adam.minimize(v_loss.sum())
         actor_loss = self.actor_loss(batch, q_min)
-        self.actor_adam.scale_rate(cosine_decay(self.counts["updates"], self.n_updates))
         self.actor_adam.minimize(actor_loss.sum())
         q_loss = self.q_loss(batch)
         self.q_adam.minimize(q_loss.sum())
         self.q_target.lerp_from(self.q, self.tau)
-        self.counts["updates"] += 1
         metrics = {"loss": q_loss, "v_loss": v_loss, "actor_loss": actor_loss, "q_mean": q_min.mean(dim=1)}
         return {name: value.detach() for name, value in metrics.items()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -28,7 +28,7 @@ class LearnerStep(TrainingStep):
         self.device = device
         self.values = settings
         self._weights = ModelGenerators(seeds, "weights").generators
-        self._noise = ModelGenerators(seeds, "noise")
+        self._noise = ModelGenerators(seeds, "noise", device)
         self.generators = {"noise": self._noise}
 
     def column(self, name: str) -> torch.Tensor:
@@ -69,11 +69,19 @@ class LearnerStep(TrainingStep):
 
     def normal(self, *shape: int) -> torch.Tensor:
         """Draw standard normal numbers, (K, *shape)."""
-        return self._noise.normal(shape).to(self.device)
+        return self._noise.normal(shape)
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Draw uniform numbers in [-1, 1), (K, *shape)."""
-        return self._noise.uniform(shape).mul_(2.0).sub_(1.0).float().to(self.device)
+        return (2.0 * self.unit_uniform(*shape) - 1.0).float()
+
+    def unit_uniform(self, *shape: int) -> torch.Tensor:
+        """Draw uniform numbers in [0, 1), (K, *shape), float64."""
+        return self._noise.uniform(shape)
+
+    def phase(self) -> Hashable | None:
+        """Return the one form that updates have, where nothing is counted."""
+        return None if self.counts else ()
 
 
 def state_action(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -115,7 +115,7 @@ class WeightedStep(LearnerStep):
         weights = self.form.weight(advantages, self.beta)
         return -(weights * logged_log_prob(self.actor, batch, self.form.log_std_bounds)).mean(dim=1)
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
         q_loss = self.q_loss(batch, self.targets(batch))
         self.q_adam.minimize(q_loss.sum())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -164,7 +164,11 @@ class CloningStep(TrainingStep):
             return normal_log_prob(batch.actions, *gaussian_parameters(output))
         return mixture_log_prob(batch.actions, *mixture_parameters(output, n_actions))
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return the one form that updates have."""
+        return ()
+
+    def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step."""
         losses = self.losses(batch)
         self.optimizer.minimize(losses["loss"].sum())

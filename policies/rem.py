@@ -80,7 +80,7 @@ class REMStep(LearnerStep):
 
     def shares(self) -> torch.Tensor:
         """Draw uniform numbers and divide them by their sum, (K, N)."""
-        draws = self._noise.uniform((self.n_heads,)).float().to(self.device)
+        draws = self.unit_uniform(self.n_heads).float()
         return draws / draws.sum(dim=1, keepdim=True)
 
     def mixed(self, heads: MLP, states: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
@@ -100,7 +100,7 @@ class REMStep(LearnerStep):
         errors = logged - self.targets(batch, shares)
         return {"loss": batch.bellman_mean(bellman_loss(errors, huber=True)), "q_mean": logged.mean(dim=1)}
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step, then one Polyak step."""
         losses = self.losses(batch, self.shares())
         self.optimizer.minimize(losses["loss"].sum())

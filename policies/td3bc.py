@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -92,13 +92,16 @@ class TD3BCStep(LearnerStep):
         """Return the loss of the critics and what else is to be recorded of them, each (K,)."""
         return {"loss": self.q_loss(batch, self.targets(batch, self.normal(*batch.actions.shape[1:])))}
 
-    def update(self, batch: Batch) -> Tensors:
+    def phase(self) -> Hashable:
+        """Return whether the actor learns in this update."""
+        return self.counts["updates"] % self.policy_delay == 0
+
+    def _update(self, batch: Batch) -> Tensors:
         """Do one update; metrics of the actor are averages over its own updates, spread over all."""
-        self.counts["updates"] += 1
         metrics = self.critic_losses(batch)
         self.q_adam.minimize(metrics["loss"].sum())
         actor_loss = torch.zeros_like(metrics["loss"])
-        if self.counts["updates"] % self.policy_delay == 0:
+        if self.phase():
             actor_loss = self.actor_loss(batch)
             self.actor_adam.minimize(actor_loss.sum())
             self.q_target.lerp_from(self.q, self.tau)

@@ -12,6 +12,8 @@ from ope.neural.networks import FlatParameters
 from ope.neural.perceptron import gradients_written_to
 
 FUSED_DEVICES = ("cpu", "cuda")
+# Where steps may be captured in graphs, and the learning rate lies in memory that a graph reads.
+CAPTURED_DEVICES = ("cuda",)
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -26,7 +28,7 @@ class _Group:
     exp_avg_sq: list[torch.Tensor]
     steps: list[torch.Tensor]
     first_rate: float
-    rate: float
+    rate: float | torch.Tensor
     decay: float
 
 
@@ -73,9 +75,11 @@ class FlatAdam:
         rows = [slice(None)] if equal else [slice(k, k + 1) for k in range(len(settings))]
         flats = [block.flat.detach() for block in parameters]
         self._groups = [self._group(flats, row, *pair) for row, pair in zip(rows, settings, strict=False)]
-        self._epsilon, self._fused = epsilon, flats[0].device.type in FUSED_DEVICES
+        self._epsilon, device_type = epsilon, flats[0].device.type
+        self._fused, self._capturable = device_type in FUSED_DEVICES, device_type in CAPTURED_DEVICES
 
     def _group(self, flats: Sequence[torch.Tensor], rows: slice, rate: float, decay: float) -> _Group:
+        device = flats[0].device
         exp_avg, exp_avg_sq = ([flat[rows] for flat in self._moments[name]] for name in MOMENTS)
         return _Group(
             rows=rows,
@@ -85,7 +89,7 @@ class FlatAdam:
             exp_avg_sq=exp_avg_sq,
             steps=[torch.zeros((), dtype=torch.float32, device=flat.device) for flat in flats],
             first_rate=rate,
-            rate=rate,
+            rate=torch.full((), rate, device=device) if device.type in CAPTURED_DEVICES else rate,
             decay=decay,
         )
 
@@ -119,6 +123,7 @@ class FlatAdam:
                 max_exp_avg_sqs=[],
                 state_steps=group.steps,
                 fused=self._fused,
+                capturable=self._capturable,
                 amsgrad=False,
                 beta1=0.9,
                 beta2=0.999,
@@ -131,12 +136,15 @@ class FlatAdam:
     @property
     def rates(self) -> list[float]:
         """The learning rate of the next step, one number where all models have the same settings, else one a model."""
-        return [group.rate for group in self._groups]
+        return [float(group.rate) for group in self._groups]
 
     def scale_rate(self, factor: float) -> None:
         """Set every learning rate to `factor` times what it was at the start."""
         for group in self._groups:
-            group.rate = factor * group.first_rate
+            if isinstance(group.rate, torch.Tensor):
+                group.rate.fill_(factor * group.first_rate)
+            else:
+                group.rate = factor * group.first_rate
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return moments and step counts of each network, with a leading model axis."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 
 from ope.neural.device import use_threads
 from ope.neural.generators import ModelGenerators
+from ope.neural.graphs import CapturedUpdates, CUDACapture, graphs_are_wanted
 from ope.neural.history import MetricLog, Outcome, Tensors, TrainingStatus
 from ope.neural.interrupt import StopRequest, deferred_interrupt
 from ope.neural.networks import MLP, FlatParameters
@@ -24,8 +25,9 @@ class TrainingStep(abc.ABC):
     """What a learner adds to the engine: its networks, and one update of them.
 
     A subclass registers what it trains in `networks`, `variables`, `optimizers`, `generators` and `counts`: everything
-    registered is saved and restored. `update` must depend on nothing else, so that a resumed run continues to the same
-    bits.
+    registered is saved and restored. An update must depend on nothing else, so that a resumed run continues to the same
+    bits. It has two parts: `advance` does what belongs to Python, counters and learning rates, `_update` what belongs to
+    the device.
 
     Attributes
     ----------
@@ -37,7 +39,7 @@ class TrainingStep(abc.ABC):
     generators : dict of str to ModelGenerators
         For noise other than the choice of batches.
     counts : dict of str to int
-        Counters that schedules read.
+        Counters of updates, the one at work among them, that schedules read.
     policy_networks : tuple of str
         The networks that make a policy: what checkpoints hold.
     """
@@ -52,20 +54,25 @@ class TrainingStep(abc.ABC):
         self.generators: dict[str, ModelGenerators] = {}
         self.counts: dict[str, int] = {}
 
-    @abc.abstractmethod
     def update(self, batch: Batch) -> Tensors:
         """Do one update; return detached metrics of shape (K,), "loss" among them."""
+        self.advance()
+        return self._update(batch)
 
-    def compiled(self) -> Callable[[Batch], Tensors]:
-        """Return what the loop calls for an update.
+    def advance(self) -> None:
+        """Do what precedes the operations of an update: it is counted."""
+        self.counts = {name: count + 1 for name, count in self.counts.items()}
 
-        Notes
-        -----
-        The place for CUDA graphs: shapes never change, and `update` reads nothing but the batch's index and registered
-        tensors (random numbers of `generators` are drawn outside a graph and copied in). A subclass may return a
-        function that copies the batch's index into a captured one and replays. None does so yet: this is `update`.
+    def phase(self) -> Hashable | None:
+        """Return which form the update has that `advance` was called for, None where nothing is known of its forms.
+
+        Updates of one phase do the same operations on the same memory: what `graphs` relies on.
         """
-        return self.update
+        return None
+
+    @abc.abstractmethod
+    def _update(self, batch: Batch) -> Tensors:
+        """Do the operations of one update; return detached metrics."""
 
     def snapshot(self) -> Tensors:
         """Copy the parameters that make a policy, each (K, P)."""
@@ -277,7 +284,7 @@ class _Run:
     def go(self, stop: StopRequest) -> None:
         from tqdm.auto import tqdm
 
-        plan, update = self.plan, self.step.compiled()
+        plan, update = self.plan, self._updates()
         with tqdm(total=plan.n_updates, initial=self.done, desc=plan.label, disable=not plan.progress) as bar:
             while self.running and self.done < plan.n_updates and not stop.made:
                 before, until = self.done, plan.next_stop(self.done)
@@ -288,6 +295,10 @@ class _Run:
                 bar.update(self.done - before)
                 self._pause(stop)
         self._finish(Outcome.INTERRUPTED if self.done < plan.n_updates else Outcome.COMPLETED)
+
+    def _updates(self) -> Callable[[Batch], Tensors]:
+        on_gpu = self.sampler.transitions.rewards.device.type == "cuda"
+        return CapturedUpdates(self.step, CUDACapture()) if on_gpu and graphs_are_wanted() else self.step.update
 
     def _pause(self, stop: StopRequest) -> None:
         plan = self.plan

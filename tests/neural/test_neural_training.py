@@ -49,7 +49,7 @@ class Regression(TrainingStep):
         self.hook, self.count = hook, 0
         self.losses: list[list[float]] = []
 
-    def update(self, batch: Batch) -> Tensors:
+    def _update(self, batch: Batch) -> Tensors:
         self.count += 1
         if self.hook is not None:
             self.hook(self.count)
