@@ -180,13 +180,18 @@ class ATACStep(LearnerStep):
             self.actor_adam.minimize(loss.sum())
         return {"actor_loss": loss, "log_prob": log_prob.mean(dim=1)}
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether this is an update of the warm start, before the game."""
+        return self.counts["updates"] <= self.game.warm_start_updates
+
     def phase(self) -> Hashable:
         """Return whether this is an update of the warm start."""
-        return self.counts["updates"] <= self.game.warm_start_updates
+        return self.is_warm
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update."""
-        warm = bool(self.phase())
+        warm = self.is_warm
         actions, log_prob = self.draw(batch.states)
         metrics = self._update_critics(batch, actions, warm=warm)
         metrics |= self._update_actor(batch, actions, log_prob, warm=warm)

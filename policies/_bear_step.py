@@ -90,7 +90,7 @@ class BEARStep(GenerativeStep):
 
     def policy_values(self, batch: Batch, raw: torch.Tensor) -> torch.Tensor:
         """Return min_i mean_j Q_i(s, a_j), (K, B); 0 during the warm start."""
-        if self.phase():
+        if self.is_warm:
             return torch.zeros_like(batch.rewards)
         pairs = state_action(repeated(batch.states, raw.shape[1]), torch.tanh(raw).flatten(1, 2))
         return self.q(pairs, frozen=True).view(self.n_models, 2, raw.shape[1], -1).mean(dim=2).amin(dim=1)
@@ -115,9 +115,14 @@ class BEARStep(GenerativeStep):
         multiplier = self.log_multiplier.detach().exp()[:, 0]
         return {"actor_loss": loss.detach(), "mmd": distances.detach().mean(dim=1), "multiplier": multiplier}
 
-    def phase(self) -> Hashable:
-        """Return whether the actor matches actions alone, as it does first."""
+    @property
+    def is_warm(self) -> bool:
+        """Whether the actor matches actions alone, as it does first."""
         return self.counts["updates"] <= self.form.warm_start_updates
+
+    def phase(self) -> Hashable:
+        """Return whether this is an update of the warm start."""
+        return self.is_warm
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update."""

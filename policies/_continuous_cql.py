@@ -91,7 +91,7 @@ class ContinuousCQLStep(SoftActorCriticStep):
 
     def actor_loss(self, batch: Batch, actions: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """Return mean(temperature log pi - min_i Q_i(s, a)), (K,); -log pi(a_logged) for -Q during a warm start."""
-        if not self.phase():
+        if not self.is_warm:
             return super().actor_loss(batch, actions, log_prob)
         gain = squashed_log_prob(batch.actions, *self.gaussian(self.actor, batch.states))
         return (self.temperature * log_prob - gain).mean(dim=1)
@@ -159,9 +159,14 @@ class ContinuousCQLStep(SoftActorCriticStep):
             self.multiplier_adam.minimize(multiplier_loss)
         return {"loss": loss, **{name: value.reshape(len(loss), -1).mean(dim=1) for name, value in losses.items()}}
 
-    def phase(self) -> Hashable:
-        """Return whether the actor clones, as it does first."""
+    @property
+    def is_warm(self) -> bool:
+        """Whether the actor clones, as it does first."""
         return self.counts["updates"] <= self.form.warm_start_updates
+
+    def phase(self) -> Hashable:
+        """Return whether this is an update of the warm start."""
+        return self.is_warm
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update."""

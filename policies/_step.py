@@ -73,14 +73,10 @@ class LearnerStep(TrainingStep):
 
     def uniform(self, *shape: int) -> torch.Tensor:
         """Draw uniform numbers in [-1, 1), (K, *shape)."""
-        return (2.0 * self.unit_uniform(*shape) - 1.0).float()
-
-    def unit_uniform(self, *shape: int) -> torch.Tensor:
-        """Draw uniform numbers in [0, 1), (K, *shape), float64."""
-        return self._noise.uniform(shape)
+        return self._noise.uniform(shape, -1.0, 1.0)
 
     def phase(self) -> Hashable | None:
-        """Return the one form that updates have, where nothing is counted."""
+        """Return the one form that updates have, where nothing is counted; steps with other forms say which."""
         return None if self.counts else ()
 
 

@@ -112,7 +112,7 @@ class UWACStep(TD3BCStep):
     def masks(self, n_samples: int, n_rows: int) -> list[torch.Tensor]:
         """Draw masks (2 K, n_samples, n_rows, width) of each hidden layer: 0 for dropped units, 1 / (1 - rate) for others."""
         rate = self.rate.view(-1, 1, 1, 1, 1)
-        draws = (self.unit_uniform(2, n_samples, n_rows, width) for width in self.form.hidden)
+        draws = (self._noise.uniform((2, n_samples, n_rows, width)) for width in self.form.hidden)
         return [((draw >= rate).float() / (1.0 - rate)).flatten(0, 1) for draw in draws]
 
     def dropped(

@@ -80,7 +80,7 @@ class REMStep(LearnerStep):
 
     def shares(self) -> torch.Tensor:
         """Draw uniform numbers and divide them by their sum, (K, N)."""
-        draws = self.unit_uniform(self.n_heads).float()
+        draws = self._noise.uniform((self.n_heads,))
         return draws / draws.sum(dim=1, keepdim=True)
 
     def mixed(self, heads: MLP, states: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:

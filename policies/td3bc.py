@@ -92,16 +92,21 @@ class TD3BCStep(LearnerStep):
         """Return the loss of the critics and what else is to be recorded of them, each (K,)."""
         return {"loss": self.q_loss(batch, self.targets(batch, self.normal(*batch.actions.shape[1:])))}
 
+    @property
+    def actor_learns(self) -> bool:
+        """Whether the actor and the targets move in this update."""
+        return self.counts["updates"] % self.policy_delay == 0
+
     def phase(self) -> Hashable:
         """Return whether the actor learns in this update."""
-        return self.counts["updates"] % self.policy_delay == 0
+        return self.actor_learns
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update; metrics of the actor are averages over its own updates, spread over all."""
         metrics = self.critic_losses(batch)
         self.q_adam.minimize(metrics["loss"].sum())
         actor_loss = torch.zeros_like(metrics["loss"])
-        if self.phase():
+        if self.actor_learns:
             actor_loss = self.actor_loss(batch)
             self.actor_adam.minimize(actor_loss.sum())
             self.q_target.lerp_from(self.q, self.tau)

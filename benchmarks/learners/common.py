@@ -188,7 +188,7 @@ def synthetic(*, discrete: bool, n: int = 20_000, length: int = 100) -> Data:
 
 
 class Bursts:
-    """Times bursts of updates on request, so that two programs can take turns: called between bursts, true where no more are asked for.
+    """Times bursts of updates on request, so that programs can take turns: called between bursts, true where no more are asked for.
 
     A line "go" on the standard input asks for one; the seconds it took go to the standard output, and what `probe` returns.
     """

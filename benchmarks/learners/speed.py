@@ -84,10 +84,10 @@ def product_limit() -> Callable[[], float]:
 
 
 def operations(name: str, log: LoggedDataset) -> float:
-    """Return the floating-point operations of the products in an update; torch counts no fused layers."""
+    """Return the floating-point operations of the products in an update; torch does not count oneDNN's products."""
     counts = []
     for updates in (4, 12):
-        with mock.patch.object(perceptron, "_LINEAR_RELU", None), FlopCounterMode(display=False) as counter:
+        with mock.patch.object(perceptron, "_ONEDNN_LINEAR", None), FlopCounterMode(display=False) as counter:
             made(name, n_updates=updates).fit(log)
         counts.append(counter.get_total_flops())
     return float(counts[1] - counts[0]) / 8.0
@@ -197,7 +197,7 @@ lies: `benchmarks/results/learner_speed.json` has the ratio of each. *Products*:
 by 256 x 256, counted by torch. *Share of the limit*: the rate of floating-point operations beside that of such products alone, between bursts.
 
 In 32 bits CQL cannot be 1.4 times as fast: both libraries compute the same products (14.1 thousand million operations in d3rlpy, counted in
-the same way), d3rlpy at about 63 % of the limit, so that 1.4 would need 90 % of it; products of 8,000 rows alone reach some 85 %. Discrete
+the same way, in November 2026), d3rlpy at about 63 % of the limit, so that 1.4 would need 90 % of it; products of 8,000 rows alone reach some 85 %. Discrete
 BCQ spends half of an update on its products; a fifth goes to the interpreter, the rest to fetching parameters, moments and gradients of
 three networks from memory, which d3rlpy does too.
 
@@ -208,7 +208,7 @@ the scores of learners so trained. The processor has the instructions for such p
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", help="interpreter that has d3rlpy 2.8.1")
+    parser.add_argument("--peer", default="python", help="interpreter that has d3rlpy 2.8.1")
     parser.add_argument("--launches", type=int, default=3)
     parser.add_argument("--bursts", type=int, default=8)
     parser.add_argument("--learner", choices=list(CASES), action="append")

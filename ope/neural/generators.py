@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,22 +23,26 @@ def derive_seed(seed: int, purpose: str) -> int:
     return int(entropy.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-Draw = Callable[[torch.Generator], torch.Tensor]
+@dataclass(frozen=True)
+class Draw:
+    """How a model's numbers are drawn: standard normal ones, or uniform ones between two bounds."""
 
+    shape: tuple[int, ...]
+    bounds: tuple[float, float] | None = None
 
-def _uniform(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.rand(shape, generator=generator, dtype=torch.float64)
-
-
-def _normal(shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-    return torch.randn(shape, generator=generator)
+    def __call__(self, generator: torch.Generator) -> torch.Tensor:
+        """Draw on the CPU, float32."""
+        if self.bounds is None:
+            return torch.randn(self.shape, generator=generator)
+        low, high = self.bounds
+        return torch.rand(self.shape, generator=generator, dtype=torch.float64).mul_(high - low).add_(low).float()
 
 
 class Tape:
     """The random numbers of an update in the order in which it draws them.
 
     A new tape records: what is drawn is kept, with how to draw it again. A rewound one serves: the same draws return the memory of the
-    recorded ones, and nothing is drawn. `refill` draws new numbers into that memory.
+    recorded ones, and nothing is drawn; others are refused. `refill` draws new numbers into that memory.
 
     Parameters
     ----------
@@ -59,24 +63,35 @@ class Tape:
     def __init__(self, generators: ModelGenerators) -> None:
         self.generators = generators
         self._draws: list[tuple[Draw, torch.Tensor]] = []
-        self._served: Iterator[torch.Tensor] | None = None
+        self._served: int | None = None
 
     def next(self, draw: Draw) -> torch.Tensor:
         """Return the next numbers."""
-        if self._served is not None:
-            return next(self._served)
-        memory = self.generators.drawn(draw)
-        self._draws.append((draw, memory))
-        return memory
+        if self._served is None:
+            memory = self.generators.drawn(draw)
+            self._draws.append((draw, memory))
+            return memory
+        if self._served == len(self._draws) or self._draws[self._served][0] != draw:
+            recorded = [kept for kept, _ in self._draws]
+            raise RuntimeError(
+                f"Tape: an update of one phase must draw {recorded}, got {draw} as number {self._served}."
+            )
+        self._served += 1
+        return self._draws[self._served - 1][1]
 
     def rewind(self) -> None:
         """Serve from the start."""
-        self._served = iter([memory for _, memory in self._draws])
+        self._served = 0
+
+    @property
+    def ended(self) -> bool:
+        """Whether all has been served."""
+        return self._served == len(self._draws)
 
     def refill(self) -> None:
         """Draw every number anew."""
         for draw, memory in self._draws:
-            memory.copy_(self.generators.drawn(draw))
+            memory.copy_(self.generators.stacked(draw))
 
 
 class ModelGenerators:
@@ -112,20 +127,29 @@ class ModelGenerators:
         """Draw integers in [0, high): (K, *shape)."""
         return torch.stack([torch.randint(high, shape, generator=generator) for generator in self.generators])
 
-    def uniform(self, shape: tuple[int, ...]) -> torch.Tensor:
-        """Draw uniform float64 numbers in [0, 1): (K, *shape)."""
-        return self._taped(partial(_uniform, shape))
+    def probabilities(self, shape: tuple[int, ...]) -> torch.Tensor:
+        """Draw uniform numbers in [0, 1) in double precision, on the CPU: (K, *shape)."""
+        draws = [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in self.generators]
+        return torch.stack(draws)
+
+    def uniform(self, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> torch.Tensor:
+        """Draw uniform numbers between bounds: (K, *shape)."""
+        return self._taped(Draw(shape, (low, high)))
 
     def normal(self, shape: tuple[int, ...]) -> torch.Tensor:
         """Draw standard normal numbers: (K, *shape)."""
-        return self._taped(partial(_normal, shape))
+        return self._taped(Draw(shape))
 
     def _taped(self, draw: Draw) -> torch.Tensor:
         return self.drawn(draw) if self._tape is None else self._tape.next(draw)
 
     def drawn(self, draw: Draw) -> torch.Tensor:
         """Draw for every model, whatever tape is on."""
-        return torch.stack([draw(generator) for generator in self.generators]).to(self.device)
+        return self.stacked(draw).to(self.device)
+
+    def stacked(self, draw: Draw) -> torch.Tensor:
+        """Draw for every model, and leave the numbers on the CPU."""
+        return torch.stack([draw(generator) for generator in self.generators])
 
     @contextlib.contextmanager
     def on_tape(self, tape: Tape) -> Iterator[None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextvars import ContextVar
@@ -31,10 +30,16 @@ def cuda_graphs() -> Iterator[None]:
 
     Small networks spend most of an update in launching operations one by one; a graph launches them together.
 
+    Raises
+    ------
+    RuntimeError
+        By training, where a capture fails. The process may not be able to use its GPU any more: start another one, and train
+        without graphs.
+
     Notes
     -----
-    Off by default: it has been tested by a stand-in for graphs on a CPU, to the same bits as updates one by one, but never run on a GPU.
-    Where a capture fails, a warning says so and updates go on one by one. `AWR` and learners of your own without a `phase` are not captured.
+    Off by default: it has been tested by stand-ins for graphs and for a GPU, but never run on one. `AWR` is not captured. As with
+    other context managers of this kind, threads and processes that begin within the block do not inherit it.
 
     Examples
     --------
@@ -65,23 +70,40 @@ class Capture(Protocol):
 
 
 class CUDACapture:
-    """`Capture` by `torch.cuda.CUDAGraph`."""
+    """`Capture` by `torch.cuda.CUDAGraph`, all on one stream beside the device's current one.
+
+    Parameters
+    ----------
+    device : torch.device
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._aside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, operations: Callable[[], Tensors]) -> Tensors:
-        """Do operations on a stream of their own, as torch asks for before a capture."""
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(here)
-        with torch.cuda.stream(aside):
+        """Do operations beside the current stream, as torch asks for before a capture."""
+        here = torch.cuda.current_stream(self.device)
+        self._aside.wait_stream(here)
+        with torch.cuda.device(self.device), torch.cuda.stream(self._aside):
             results = operations()
-        here.wait_stream(aside)
+        here.wait_stream(self._aside)
         return results
 
     def capture(self, operations: Callable[[], Tensors]) -> tuple[Callable[[], None], Tensors]:
         """Capture operations; their results lie in the graph's own memory."""
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with (
+            torch.cuda.device(self.device),
+            torch.cuda.graph(graph, stream=self._aside, capture_error_mode="thread_local"),
+        ):
             results = operations()
-        return graph.replay, results
+
+        def replay() -> None:
+            with torch.cuda.device(self.device):
+                graph.replay()
+
+        return replay, results
 
 
 @dataclass
@@ -120,18 +142,17 @@ class CapturedUpdates:
         self._seen: Counter[Hashable] = Counter()
         self._tapes: dict[Hashable, list[Tape]] = {}
         self._captured: dict[Hashable, _Captured] = {}
-        self._failed = False
 
     def __call__(self, batch: Batch) -> Tensors:
         """Do one update."""
         self.step.advance()
         phase = self.step.phase()
-        if phase is None or self._failed:
+        if phase is None:
             return self.step._update(batch)
         if self._seen[phase] < WARM_UPS:
             return self._warm_up(phase, batch)
-        if phase not in self._captured and not self._try_capture(phase, batch):
-            return self.step._update(batch)
+        if phase not in self._captured:
+            self._captured[phase] = self._capture(phase, batch)
         return self._captured[phase](batch)
 
     def _warm_up(self, phase: Hashable, batch: Batch) -> Tensors:
@@ -140,7 +161,7 @@ class CapturedUpdates:
         with self._on_tapes(phase):
             return self.capture.warm_up(lambda: self.step._update(batch))
 
-    def _try_capture(self, phase: Hashable, batch: Batch) -> bool:
+    def _capture(self, phase: Hashable, batch: Batch) -> _Captured:
         rows, tapes = batch.rows.clone(), self._tapes[phase]
         for tape in tapes:
             tape.rewind()
@@ -148,11 +169,12 @@ class CapturedUpdates:
             with self._on_tapes(phase):
                 replay, metrics = self.capture.capture(lambda: self.step._update(Batch(batch.transitions, rows)))
         except RuntimeError as error:
-            warnings.warn(f"cuda_graphs: no graph of {type(self.step).__name__}: {error}", UserWarning, stacklevel=2)
-            self._failed = True
-            return False
-        self._captured[phase] = _Captured(rows, tapes, replay, metrics)
-        return True
+            raise RuntimeError(
+                f"cuda_graphs: no graph can be made of the updates of {type(self.step).__name__} ({error}); train without "
+                "cuda_graphs, in a new process."
+            ) from error
+        assert all(tape.ended for tape in tapes)
+        return _Captured(rows, tapes, replay, metrics)
 
     @contextlib.contextmanager
     def _on_tapes(self, phase: Hashable) -> Iterator[None]:

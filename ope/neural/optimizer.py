@@ -133,11 +133,6 @@ class FlatAdam:
                 maximize=False,
             )
 
-    @property
-    def rates(self) -> list[float]:
-        """The learning rate of the next step, one number where all models have the same settings, else one a model."""
-        return [float(group.rate) for group in self._groups]
-
     def scale_rate(self, factor: float) -> None:
         """Set every learning rate to `factor` times what it was at the start."""
         for group in self._groups:

@@ -28,18 +28,25 @@ NARROW = range(2, 16)
 # g where h > 0, else 0, in place of g: found once, the search for an operation costs more than this one takes.
 _RELU_BACKWARD = torch.ops.aten.threshold_backward.grad_input
 
-# Multiplications in a product from which on oneDNN's, relu included, is a tenth faster than torch.addmm with relu behind it.
-WORTH_FUSING = 3 << 23
+# Multiplications in a product from which on oneDNN's is a tenth faster than torch.addmm's.
+WORTH_ONEDNN = 3 << 23
 
 
-def _linear_relu() -> Any:
-    """Return what torch's compiler calls for relu(h W^T + b) on processors with AVX, None where there is no such thing."""
-    suits = torch._C._has_mkldnn and torch.backends.cpu.get_cpu_capability().startswith("AVX")
-    found = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if suits else None
-    return None if found is None else found.default
+def _onednn_linear() -> Any:
+    """Return what torch's compiler calls for h W^T + b on processors with AVX, None where there is no such thing."""
+    if not torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        return None
+    x, weight, bias = torch.tensor([[1.0, torch.nan], [3.0, -2.0]]), torch.tensor([[1.0, 2.0]]), torch.tensor([0.5])
+    try:
+        linear = torch.ops.mkldnn._linear_pointwise.default
+        found = linear(x, weight, bias, "none", [], "")
+    except (AttributeError, RuntimeError, TypeError):  # it is no public part of torch: another version may lack it
+        return None
+    expected = torch.tensor([[torch.nan], [-0.5]])
+    return linear if torch.equal(found.nan_to_num(9.0), expected.nan_to_num(9.0)) else None
 
 
-_LINEAR_RELU = _linear_relu()
+_ONEDNN_LINEAR = _onednn_linear()
 
 # Where the gradients of parameters belong, by the address of the parameters.
 _places: ContextVar[dict[int, torch.Tensor] | None] = ContextVar("places", default=None)
@@ -74,9 +81,13 @@ def gradients_written_to(places: Mapping[int, torch.Tensor]) -> Iterator[None]:
 
 def _gradient_like(parameter: torch.Tensor) -> torch.Tensor:
     """Return memory for a gradient: its place, if nothing has been written there."""
-    places = _places.get()
-    place = None if places is None else places.pop(parameter.data_ptr(), None)
-    return torch.empty_like(parameter) if place is None else place
+    places = _places.get() or {}
+    place = places.get(parameter.data_ptr())
+    # Networks that are views of others (every second model, say) begin at the same address.
+    if place is None or place.shape != parameter.shape:
+        return torch.empty_like(parameter)
+    del places[parameter.data_ptr()]
+    return place
 
 
 class Perceptron:
@@ -230,11 +241,12 @@ def _shortened(layer: Matrices, dtype: torch.dtype) -> Matrices:
 def _relu_layer(h: torch.Tensor, layer: Matrices, dtype: torch.dtype) -> torch.Tensor:
     """Return relu(h W + b) in the type of the next product."""
     weight, bias, transposed = layer
-    if _LINEAR_RELU is not None and h.dtype == torch.float32 and len(h) * weight.numel() >= WORTH_FUSING:
-        result: torch.Tensor = _LINEAR_RELU(h, transposed, bias[0], "relu", [], "")
+    if _ONEDNN_LINEAR is not None and h.dtype == torch.float32 and len(h) * weight.numel() >= WORTH_ONEDNN:
+        # Its own relu would make NaN 0, and hide a divergence.
+        result: torch.Tensor = _ONEDNN_LINEAR(h, transposed, bias[0], "none", [], "")
     else:
-        result = torch.addmm(bias, h, weight).relu_()
-    return result.to(dtype)
+        result = torch.addmm(bias, h, weight)
+    return result.relu_().to(dtype)
 
 
 def _block_backward(

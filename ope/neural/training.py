@@ -297,8 +297,10 @@ class _Run:
         self._finish(Outcome.INTERRUPTED if self.done < plan.n_updates else Outcome.COMPLETED)
 
     def _updates(self) -> Callable[[Batch], Tensors]:
-        on_gpu = self.sampler.transitions.rewards.device.type == "cuda"
-        return CapturedUpdates(self.step, CUDACapture()) if on_gpu and graphs_are_wanted() else self.step.update
+        device = self.sampler.transitions.rewards.device
+        if device.type == "cuda" and graphs_are_wanted():
+            return CapturedUpdates(self.step, CUDACapture(device))
+        return self.step.update
 
     def _pause(self, stop: StopRequest) -> None:
         plan = self.plan

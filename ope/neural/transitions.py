@@ -311,7 +311,7 @@ class BatchSampler:
         if self._cumulated is None:
             rows = self.generators.integers(len(self.transitions), shape)
         else:
-            draws = self.generators.uniform(shape)
+            draws = self.generators.probabilities(shape)
             rows = torch.stack([_inverse(cdf, draw) for cdf, draw in zip(self._cumulated, draws, strict=True)])
         self._chunk = rows.transpose(0, 1).contiguous().to(self.transitions.rewards.device)
         self._used = 0

@@ -69,9 +69,9 @@ def test_values_and_gradients_equal_plain_layers(n_models: int, rows: int, width
         torch.testing.assert_close(network(x), expected)
 
 
-@pytest.mark.skipif(module._LINEAR_RELU is None, reason="torch has no fused layer on this processor")
+@pytest.mark.skipif(module._ONEDNN_LINEAR is None, reason="torch has no such product on this processor")
 @pytest.mark.parametrize("rows", [1, BLOCK_ROWS + 11])
-def test_fused_layers_equal_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onednns_products_equal_others(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     parts = [(w.detach().float().requires_grad_(), b.detach().float().requires_grad_()) for w, b in layers(2)]
     network, x = Perceptron(parts), inputs(2, rows).float().requires_grad_()
     wanted = [x, *network.parameters]
@@ -79,19 +79,32 @@ def test_fused_layers_equal_others(rows: int, monkeypatch: pytest.MonkeyPatch) -
 
     def counted(*arguments: Any) -> torch.Tensor:
         calls.append(len(arguments[0]))
-        result: torch.Tensor = fused(*arguments)
+        result: torch.Tensor = linear(*arguments)
         return result
 
-    fused = module._LINEAR_RELU
-    monkeypatch.setattr(module, "_LINEAR_RELU", counted)
+    linear = module._ONEDNN_LINEAR
+    monkeypatch.setattr(module, "_ONEDNN_LINEAR", counted)
     found = []
     for worth in (0, 1 << 60):
-        monkeypatch.setattr(module, "WORTH_FUSING", worth)
+        monkeypatch.setattr(module, "WORTH_ONEDNN", worth)
         values = network(x)
         found.append([values, *torch.autograd.grad(values.square().sum(), wanted)])
     assert sum(calls) == 2 * 2 * rows  # two hidden layers of two models, the first time alone
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found[0][0], plain(x, parts), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("worth", [0, 1 << 60])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_seen_at_the_end(worth: int, bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WORTH_ONEDNN", worth)
+    parts = [(w.detach().float(), b.detach().float()) for w, b in layers(2, trains=False)]
+    x = inputs(2, 30).float()
+    x[0, 3, 0] = bad
+    values, expected = Perceptron(parts)(x), plain(x, parts)
+    assert torch.equal(values.isfinite(), expected.isfinite())
+    parts[1][0][1].fill_(torch.nan)
+    assert Perceptron(parts)(x)[1].isnan().all()
 
 
 def test_what_is_not_asked_for_is_not_differentiated() -> None:
@@ -143,6 +156,11 @@ def test_gradients_are_written_where_they_belong(times: int) -> None:
     torch.testing.assert_close(found, expected)
     if times == 1:
         assert [gradient.data_ptr() for gradient in found[:-1]] == [place.data_ptr() for place in places]
+    # A network of some of the models begins at the same address, and has gradients of another shape.
+    first = Perceptron([(weight[:1], bias[:1]) for weight, bias in parts])
+    with gradients_written_to({tensor.data_ptr(): place for tensor, place in zip(wanted, places, strict=True)}):
+        of_first = torch.autograd.grad(total(first, [x[:1] for x in data]), wanted)
+    torch.testing.assert_close([g[:1] for g in of_first], [g[:1] for g in expected[:-1]])
     # Outside the block nothing is written there.
     before = [place.clone() for place in places]
     torch.autograd.grad(network(data[0]).sum(), wanted)

@@ -18,6 +18,7 @@ import torch
 from test_graphs import NAMES, learner_and_log
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import ope.policies._neural
@@ -39,8 +40,11 @@ class NoTransfers(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        tensors = [value for value in (*args, result) if isinstance(value, torch.Tensor) and value.ndim]
-        if len({tensor.device.type for tensor in tensors}) > 1:
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+        moves = function.overloadpacket.__name__ in ("_to_copy", "copy_")
+        # A number on the CPU may be an operand: its value goes with the call.
+        devices = {tensor.device.type for tensor in tensors if tensor.ndim or moves}
+        if len(devices) > 1:
             raise AssertionError(f"{function} moves data between devices")
         return result
 
