@@ -25,7 +25,13 @@ def derive_seed(seed: int, purpose: str) -> int:
 
 @dataclass(frozen=True)
 class Draw:
-    """How a model's numbers are drawn: standard normal ones, or uniform ones between two bounds."""
+    """How a model's numbers are drawn: standard normal ones, or uniform ones between two bounds.
+
+    Examples
+    --------
+    >>> Draw((2,), (3.0, 3.0))(torch.Generator())
+    tensor([3., 3.])
+    """
 
     shape: tuple[int, ...]
     bounds: tuple[float, float] | None = None
