@@ -177,12 +177,13 @@ def _mean(values: pd.Series[float]) -> str:
     return f"{values.mean():.1f}{spread} ({len(values)})"
 
 
-def _difference(part: pd.DataFrame) -> tuple[str, str]:
+def _by_seed(part: pd.DataFrame, library: str) -> pd.Series[float]:
+    return part[part["library"] == library].set_index("seed")["score"]
+
+
+def _difference(ours: pd.Series[float], theirs: pd.Series[float]) -> tuple[str, str]:
     """Return the mean paired difference with its standard error, and how many standard errors it is."""
-    table = part.pivot_table(index="seed", columns="library", values="score")
-    if not {"ope", "d3rlpy"} <= set(table.columns):
-        return "", ""
-    gap = (table["ope"] - table["d3rlpy"]).dropna()
+    gap = (ours - theirs).dropna()
     if len(gap) < 2:
         return f"{gap.mean():+.1f}" if len(gap) else "", ""
     error = gap.std(ddof=1) / np.sqrt(len(gap))
@@ -190,15 +191,18 @@ def _difference(part: pd.DataFrame) -> tuple[str, str]:
 
 
 def section(env: str, table: pd.DataFrame) -> str:
+    """Return the table of an environment; learners that d3rlpy lacks are compared with cloning."""
     head = "| learner | ope | d3rlpy 2.8.1 | difference by seed | in standard errors | updates |\n|---|---|---|---|---|---|"
+    parts = dict(iter(table[table["env"] == env].groupby("learner")))
     lines = []
     for name in [*PAIRED, *ALONE, *OTHERS, *SHORT]:
-        part = table[(table["env"] == env) & (table["learner"] == name)]
-        if len(part):
-            ours, theirs = (part.loc[part["library"] == which, "score"] for which in ("ope", "d3rlpy"))
-            updates = learner(name, 0).n_updates
-            cells = (name, _mean(ours), _mean(theirs), *_difference(part), f"{updates:,}")
-            lines.append("| " + " | ".join(cells) + " |")
+        if name not in parts:
+            continue
+        ours, theirs = (_by_seed(parts[name], library) for library in ("ope", "d3rlpy"))
+        beside = _by_seed(parts["BehaviorCloning"], "ope") if name in ALONE else theirs
+        there = "cloning: " + _mean(beside) if name in ALONE else _mean(theirs)
+        cells = (name, _mean(ours), there, *_difference(ours, beside), f"{learner(name, 0).n_updates:,}")
+        lines.append("| " + " | ".join(cells) + " |")
     return f"## {env}\n\n" + "\n".join([head, *lines])
 
 
@@ -210,7 +214,8 @@ Gaussian policies; actions are clipped to the range. `benchmarks/learners/study.
 `benchmarks/results/learners`. Both libraries have the same networks, learning rates, batches, numbers of updates and
 of sampled actions; the seeds are paired by number only, their random streams differ. d3rlpy leaves out the last transition of a
 truncated episode, and its BCQ decodes without tanh. `BehaviorCloning` is the
-deterministic form with a squared loss, which is d3rlpy's; `LikelihoodCloning` the default Gaussian, whose mean acts. `_bfloat16`: with
+deterministic form with a squared loss, which is d3rlpy's; `LikelihoodCloning` the default Gaussian, whose mean acts. ATAC, which d3rlpy
+lacks, stands beside this cloning. `_bfloat16`: with
 `precision="bfloat16"`.
 
 The study is under way: five seeds of each are planned (d3rlpy's BCQ alone takes some nine hours), and a difference from one seed says nothing. With
