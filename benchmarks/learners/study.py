@@ -218,8 +218,9 @@ deterministic form with a squared loss, which is d3rlpy's; `LikelihoodCloning` t
 lacks, stands beside this cloning. `_bfloat16`: with
 `precision="bfloat16"`.
 
-The study is under way: five seeds of each are planned (d3rlpy's BCQ alone takes some nine hours), and a difference from one seed says nothing. With
-three seeds cloning was 2.1 standard errors behind on HalfCheetah, with five 1.3: the last checkpoints are that noisy. Both libraries have the same
+The study is under way: five seeds of each are planned (CQL takes some five hours of a core, BCQ some seven), and a difference from one seed
+says nothing. On HalfCheetah cloning was 2.1 standard errors behind with three seeds and 1.3 with five; eight more, run to see whether
+something is wrong, leave nothing of it: the last policies are that noisy. Both libraries have the same
 training error at every quarter (seed 0, 16,000 updates: .0520, .0502, .0492, .0486 beside .0518, .0503, .0492, .0486) and the same returns after 3,000
 updates (three seeds, four episodes each: 2,948 beside 2,966).
 """
