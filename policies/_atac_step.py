@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,7 @@ class ATACStep(LearnerStep):
         self.gamma, self.tau, self.beta = self.column("gamma"), self.column("tau"), self.column("beta")
         self.low, self.high = (self._bound(reward) for reward in game.reward_range)
         self.counts = {"updates": 0}
+        self.warm_start_updates = game.warm_start_updates
 
     def _bound(self, reward: float) -> torch.Tensor:
         """Return reward / (1 - gamma), (K, 1): the value of getting it for ever; no bound at gamma 1."""
@@ -179,15 +180,6 @@ class ATACStep(LearnerStep):
             loss = self.actor_loss(batch, actions, log_prob)
             self.actor_adam.minimize(loss.sum())
         return {"actor_loss": loss, "log_prob": log_prob.mean(dim=1)}
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether this is an update of the warm start, before the game."""
-        return self.counts["updates"] <= self.game.warm_start_updates
-
-    def phase(self) -> Hashable:
-        """Return whether this is an update of the warm start."""
-        return self.is_warm
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -70,6 +70,7 @@ class BEARStep(GenerativeStep):
         self.multiplier_adam = self.adam("multiplier", multiplier, "learning_rate")
         self.threshold = self.column("threshold")
         self.counts = {"updates": 0}
+        self.warm_start_updates = form.warm_start_updates
 
     def raw(self, actor: MLP, states: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """Return n actions a state before their tanh, (K, n, B, k), of noise of that shape."""
@@ -114,15 +115,6 @@ class BEARStep(GenerativeStep):
         self.variables["log_multiplier"].constants["log_multiplier"].clamp_(*LOG_MULTIPLIER_BOUNDS)
         multiplier = self.log_multiplier.detach().exp()[:, 0]
         return {"actor_loss": loss.detach(), "mmd": distances.detach().mean(dim=1), "multiplier": multiplier}
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether the actor matches actions alone, as it does first."""
-        return self.counts["updates"] <= self.form.warm_start_updates
-
-    def phase(self) -> Hashable:
-        """Return whether this is an update of the warm start."""
-        return self.is_warm
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update."""

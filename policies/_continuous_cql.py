@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -86,6 +86,7 @@ class ContinuousCQLStep(SoftActorCriticStep):
         self.multiplier_adam = self.adam("multiplier", multiplier, "learning_rate")
         self.alpha, self.threshold = self.column("alpha"), self.column("lagrange_threshold")
         self.counts = {"updates": 0}
+        self.warm_start_updates = form.warm_start_updates
 
     # ---------------------------------------------------------------- actor
 
@@ -158,15 +159,6 @@ class ContinuousCQLStep(SoftActorCriticStep):
         if self.form.lagrange:
             self.multiplier_adam.minimize(multiplier_loss)
         return {"loss": loss, **{name: value.reshape(len(loss), -1).mean(dim=1) for name, value in losses.items()}}
-
-    @property
-    def is_warm(self) -> bool:
-        """Whether the actor clones, as it does first."""
-        return self.counts["updates"] <= self.form.warm_start_updates
-
-    def phase(self) -> Hashable:
-        """Return whether this is an update of the warm start."""
-        return self.is_warm
 
     def _update(self, batch: Batch) -> Tensors:
         """Do one update."""

@@ -16,12 +16,16 @@ from ope.neural.training import TrainingStep
 class LearnerStep(TrainingStep):
     """Base of the steps of learners: K models whose settings are columns (K, 1).
 
+    A step that begins with a warm start counts "updates", and says in `warm_start_updates` how many belong to it.
+
     Parameters
     ----------
     seeds : sequence of K ints
     settings : dict of str to sequence of K floats
     device : torch.device
     """
+
+    warm_start_updates: int | None = None
 
     def __init__(self, seeds: Sequence[int], settings: Mapping[str, Sequence[float]], device: torch.device) -> None:
         super().__init__(len(seeds))
@@ -75,9 +79,14 @@ class LearnerStep(TrainingStep):
         """Draw uniform numbers in [-1, 1), (K, *shape)."""
         return self._noise.uniform(shape, -1.0, 1.0)
 
+    @property
+    def is_warm(self) -> bool:
+        """Whether this is an update of the warm start."""
+        return self.warm_start_updates is not None and self.counts["updates"] <= self.warm_start_updates
+
     def phase(self) -> Hashable | None:
-        """Return the one form that updates have, where nothing is counted; steps with other forms say which."""
-        return None if self.counts else ()
+        """Return whether this is an update of the warm start; steps that count updates for something else say what of."""
+        return None if self.counts and self.warm_start_updates is None else self.is_warm
 
 
 def state_action(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,8 @@
     python benchmarks/learners/speed.py --peer /tmp/d3/bin/python [--launches 3] [--bursts 8] [--learner TD3BC ...]
 
 One thread, batches of 256. Four programs train one learner and take turns, a burst of updates of about half a second each, so that a busy
-machine slows all alike; they are launched several times, as a program's rate also depends on where its memory lies: this library and d3rlpy, and both with shorter products, this one by precision="bfloat16", d3rlpy, which has no
-such setting, by torch's own switch. The ratio is the median over the turns of the ratio within one. The limit is what this library's program
+machine slows all alike: this library and d3rlpy, and both with shorter products, this one by precision="bfloat16", d3rlpy, which has no
+such setting, by torch's own switch. They are launched several times, as a program's rate also depends on where its memory lies. The ratio is the median over the turns of the ratio within one. The limit is what this library's program
 reaches between bursts with products of 256 x 256 matrices alone; an update's operations are counted by torch. Written to
 ``benchmarks/results/learner_speed.json`` and ``docs/learner_speed.md``.
 """
@@ -208,7 +208,7 @@ the scores of learners so trained. The processor has the instructions for such p
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--peer", default="python", help="interpreter that has d3rlpy 2.8.1")
+    parser.add_argument("--peer", help="interpreter that has d3rlpy 2.8.1")
     parser.add_argument("--launches", type=int, default=3)
     parser.add_argument("--bursts", type=int, default=8)
     parser.add_argument("--learner", choices=list(CASES), action="append")
@@ -218,6 +218,8 @@ def main() -> None:
     if args.serve:
         clock(args.serve, CASES[args.serve][0], args.precision)
         return
+    if args.peer is None:
+        parser.error("--peer must name an interpreter that has d3rlpy 2.8.1.")
     found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in args.learner or CASES:
         discrete = name.endswith(" discrete")
