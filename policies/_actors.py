@@ -10,6 +10,7 @@ import torch
 from ope.neural.generators import derive_seed
 from ope.policies._discrete_q import greedy
 from ope.policies._distributions import ActionDistribution, Point, SquashedNormal, TruncatedNormal
+from ope.policies._heads import log_std_of
 from ope.policies._losses import masked_log_softmax, split_gaussian
 from ope.policies._network_policy import PREDICT_ROWS, NetworkPolicy
 from ope.policies._step import repeated, state_action
@@ -98,7 +99,7 @@ def truncated_distribution(
         return Point(mean)
     actor, unit = policy.networks_["actor"], policy.origin_.actions
     assert unit is not None
-    std = actor.parameters.constants["log_std"][0, 0].double().clamp(*log_std_bounds).exp().numpy() * unit.scale
+    std = log_std_of(actor.parameters.constants, log_std_bounds)[0, 0].double().exp().numpy() * unit.scale
     return TruncatedNormal(mean, np.broadcast_to(std, mean.shape), unit.shift - unit.scale, unit.shift + unit.scale)
 
 

@@ -89,9 +89,17 @@ def lambda_returns(
     return reverse_scan(data.rewards + gamma * (1.0 - linked) * ahead, (gamma * linked).expand_as(ahead))
 
 
+def value_unit(data: Transitions, gamma: torch.Tensor) -> torch.Tensor:
+    """Return the root mean square of the logged discounted rewards to go, 1 where all are 0: (K, 1)."""
+    nothing = torch.zeros(len(gamma), len(data.states), device=gamma.device)
+    squares = lambda_returns(data, nothing, gamma, 1.0).square() * data.bellman
+    unit = (squares.sum(dim=1, keepdim=True) / data.bellman.sum()).sqrt()
+    return torch.where(unit > 0.0, unit, 1.0)
+
+
 @torch.no_grad()
 def state_values(v: MLP, states: torch.Tensor) -> torch.Tensor:
-    """Return V in all states (n, d), some at a time: (K, n)."""
+    """Return the output of V in all states (n, d), some at a time: (K, n)."""
     return torch.cat([v(part).squeeze(2) for part in torch.split(states, TABLE_ROWS)], dim=1)
 
 
@@ -100,6 +108,8 @@ def state_values(v: MLP, states: torch.Tensor) -> torch.Tensor:
 
 class AWRStep(LearnerStep):
     """V and actor, against returns and weights that are tabulated anew every `refresh` updates.
+
+    The network of V counts in units of `value_unit`: its outputs are near 1, whatever the unit of the rewards and the discount.
 
     Parameters
     ----------
@@ -136,6 +146,7 @@ class AWRStep(LearnerStep):
         self.actor_adam = self.adam("actor", self.actor.parameters, "learning_rate")
         self.gamma, self.td_lambda, self.beta = self.column("gamma"), self.column("td_lambda"), self.column("beta")
         self.counts = {"updates": 0}
+        self.unit = value_unit(data, self.gamma)
         self._tables: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def standardized(self, advantages: torch.Tensor) -> torch.Tensor:
@@ -146,13 +157,12 @@ class AWRStep(LearnerStep):
         return (advantages - mean) / (variance.sqrt() + STD_OFFSET)
 
     def tables(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the TD(lambda) return and the weight min(exp(A / beta), 20) of every row, each (K, n)."""
+        """Return the TD(lambda) return in units of V and the weight min(exp(A / beta), 20) of every row, each (K, n)."""
         if self._tables is None:
             values = state_values(self.v_target, self.data.states)
-            returns = lambda_returns(self.data, values, self.gamma, self.td_lambda)
+            returns = lambda_returns(self.data, self.unit * values, self.gamma, self.td_lambda) / self.unit
             advantages = returns - values[:, : len(self.data)]
-            if self.normalize:
-                advantages = self.standardized(advantages)
+            advantages = self.standardized(advantages) if self.normalize else self.unit * advantages
             self._tables = returns, exponential_weights(advantages, self.beta)
         return self._tables
 
@@ -176,6 +186,15 @@ class AWRStep(LearnerStep):
         self.actor_adam.minimize(actor_loss.sum())
         metrics = {"loss": v_loss, "actor_loss": actor_loss, "weight": batch.bellman_mean(weights)}
         return {name: value.detach() for name, value in metrics.items()}
+
+    def snapshot(self) -> Tensors:
+        """Copy actor and V, V's last layer times the unit: what is kept says values in the unit of the rewards, (K, P)."""
+        copies = super().snapshot()
+        last = len(self.v.sizes) - 2
+        for name, part in self.v.parameters.split(copies["v"]).items():
+            if name in (f"weight{last}", f"bias{last}"):
+                part.mul_(self.unit.view(-1, *[1] * (part.dim() - 1)))
+        return copies
 
     def load_state(self, state: Tensors) -> None:
         """Continue from what `state` returned."""

@@ -29,11 +29,14 @@ class WeightedForm:
         Actions of the policy that its value is the mean over; discrete actions are summed exactly.
     log_std_bounds : tuple of two floats
         Of the policy of continuous actions.
+    smooth_log_std : bool
+        Whether it reaches them by a sigmoid, starting from their middle, instead of a clamp, from 0.
     """
 
     weight: Weight
     n_samples: int
     log_std_bounds: tuple[float, float]
+    smooth_log_std: bool = False
 
 
 class WeightedStep(LearnerStep):
@@ -62,7 +65,8 @@ class WeightedStep(LearnerStep):
         super().__init__(seeds, settings, data.rewards.device)
         n_states, n_actions = data.states.shape[1], data.n_actions
         self.form, self.discrete = form, data.discrete
-        self.actor = self.mlp("actor", (n_states, *hidden, n_actions), head_extras(n_actions, discrete=data.discrete))
+        extras = head_extras(n_actions, discrete=data.discrete, smooth=form.smooth_log_std)
+        self.actor = self.mlp("actor", (n_states, *hidden, n_actions), extras)
         self.actor_target = self.target("actor")
         critic = (n_states, *hidden, n_actions) if data.discrete else (n_states + n_actions, *hidden, 1)
         self.q, self.q_target = self.twins("q", critic)

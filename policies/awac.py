@@ -48,7 +48,8 @@ class AWAC(CriticLearner):
     gamma : float
         Discount factor, in [0, 1].
     beta : float
-        Temperature of the weights, called lambda in the paper: small ones imitate only the best of a batch.
+        Temperature of the weights, called lambda in the paper: small ones imitate only the best of a batch. The authors
+        take 2 for MuJoCo's runners and .5 for the hand.
     hidden : tuple of int
         Widths of the hidden layers of each network.
     n_updates : int
@@ -90,14 +91,16 @@ class AWAC(CriticLearner):
     y = r + gamma (1 - terminal) min_i Q'_i(s', a'), a' of the policy; both critics minimise (Q_i(s, a) - y)^2; the actor
     minimises -w log pi(a|s), w = exp(A / beta) scaled to a mean of 1 over the batch, A = min_i Q_i(s, a) - min_i Q_i(s, a'),
     a' ~ pi. Continuous actions get a normal around tanh(mean) with a standard deviation that depends on no state, truncated
-    to the bounds when it acts; discrete ones a softmax, and expectations are sums. Targets use the Polyak average of the
-    actor. Horizon and truncated ends bootstrap from their final state. Cost: some 210 products of 256^3
-    for a batch of 1,024 and networks of four layers.
+    to the bounds when it acts and when it is drawn from in training; its log standard deviation is -6 + 6 sigmoid(x), from -3
+    on, where an action is +-1 at the bounds. Discrete actions get a softmax, and expectations are sums. Horizon and truncated
+    ends bootstrap from their final state. Targets use the Polyak average of the actor, where the authors' code has the actor;
+    critics are as deep as the actor (theirs have two layers), and no weight decays (theirs: 1e-4 of the actor). They evaluate
+    the mode, `deterministic=True`. Cost: some 210 products of 256^3 for a batch of 1,024 and networks of four layers.
 
     References
     ----------
     Nair, Gupta, Dalal & Levine (2020), "AWAC: Accelerating online reinforcement learning with offline datasets",
-    arXiv:2006.09359.
+    arXiv:2006.09359; code github.com/rail-berkeley/rlkit.
 
     Examples
     --------
@@ -164,7 +167,7 @@ class AWAC(CriticLearner):
     @classmethod
     def _step(cls, learners: Sequence[Self], data: Transitions, seeds: Sequence[int]) -> TrainingStep:
         settings = cls._numbers(learners, ("gamma", "beta", "tau", "learning_rate"), data.discrete)
-        form = WeightedForm(softmax_weights, 1, LOG_STD_BOUNDS)
+        form = WeightedForm(softmax_weights, 1, LOG_STD_BOUNDS, smooth_log_std=True)
         return WeightedStep(data, learners[0].hidden, form, seeds, settings)
 
     def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002

@@ -86,9 +86,10 @@ class AWR(NeuralLearner):
     refresh. Before a terminal end G = r; a horizon or truncated end bootstraps from its final state; where that is unknown
     the last row is left out, and the one before bootstraps from the last state.
 
-    The weights and their standardisation are those of the authors' code, as are the networks and the 200 updates between
-    refreshes. Offline there is no data to collect between them; V and actor train side by side instead of in turn, by Adam
-    instead of momentum; the standard deviation of a continuous action is learned, one for all states, instead of fixed at
+    The weights and their standardisation are those of the authors' code, as are the networks. V's network counts in the root
+    mean square of the logged returns (theirs in 1 / (1 - gamma)), so that no unit of the rewards is too large to learn. Offline
+    there is no data to collect between refreshes: V and actor train side by side, 200 updates each, instead of in turn, V 200
+    and the actor 1,000, and by Adam instead of momentum; the authors act by the mode, `deterministic=True`; the standard deviation of a continuous action is learned, one for all states, instead of fixed at
     .2 or .4; and the normal around tanh(mean) is truncated to the bounds when it acts, so that no penalty has to keep the
     mean inside. Cost: an update with a batch of 256 takes some 2 ms of one core, little of it arithmetic, and a refresh a
     product of 256^3 for every 1,500 rows of the log.

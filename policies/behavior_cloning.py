@@ -25,7 +25,7 @@ from ope.policies._neural import NeuralLearner
 from ope.policies._runs import LearnerEvent
 from ope.policies._settings import COUNT, NONNEGATIVE, Choice, Number, Rule
 from ope.policy import log_prob_logged
-from ope.validation import FloatArray
+from ope.validation import FloatArray, IntArray
 
 if TYPE_CHECKING:
     from ope.dataset import LoggedDataset
@@ -100,24 +100,26 @@ def mixture_log_prob(
     return torch.logsumexp(log_weights + normal_log_prob(actions.unsqueeze(-2), mean, log_std), dim=-1)
 
 
-def top_weights(returns: FloatArray, share: float) -> FloatArray:
-    """Return the weight of each episode among a share of n episodes with the highest returns.
+def top_weights(returns: FloatArray, lengths: IntArray, share: float) -> FloatArray:
+    """Return the weight of each episode among those of the highest returns that hold a share of all transitions.
 
     Notes
     -----
-    With m = share n, rounded up, and c the m-th highest return: 1 above c, 0 below; the episodes at c, one or many, divide
-    what is left of m evenly. That is what choosing among ties at random gives on average.
+    The weights times the lengths sum to m = share sum(lengths). With c the return at which the episodes, best first, come to
+    m: 1 above c, 0 below; the episodes at c, one or many, have the weight that is left. That is what choosing among ties
+    at random gives on average.
 
     Examples
     --------
-    >>> top_weights(np.array([3.0, 1.0, 0.0, 1.0]), 0.5)
-    array([1. , 0.5, 0. , 0.5])
+    >>> top_weights(np.array([3.0, 1.0, 0.0, 1.0]), np.array([5, 5, 20, 10]), 0.25)
+    array([1.        , 0.33333333, 0.        , 0.33333333])
     """
-    # Shares such as 0.07 of 100 come out a rounding error above 7.
-    count = int(np.ceil(share * len(returns) - ROUNDING))
-    cut = np.sort(returns)[-count]
+    wanted = share * lengths.sum()
+    best_first = np.argsort(-returns, kind="stable")
+    reached = np.searchsorted(np.cumsum(lengths[best_first]), wanted * (1.0 - ROUNDING))
+    cut = returns[best_first[reached]]
     above, tied = returns > cut, returns == cut
-    return np.where(above, 1.0, tied * (count - above.sum()) / tied.sum())
+    return np.where(above, 1.0, tied * (wanted - lengths[above].sum()) / lengths[tied].sum())
 
 
 class CloningStep(TrainingStep):
@@ -191,8 +193,8 @@ class BehaviorCloning(NeuralLearner):
     n_components : int
         Of the mixture.
     top_share : float or None
-        Share of the episodes, those with the highest undiscounted returns, whose transitions are imitated; None takes all.
-        0.1 is the "10 % BC" of the literature. It compares episodes as wholes: with starts of unequal promise, or ends
+        Share of the transitions that is imitated, those of the episodes with the highest undiscounted returns; None takes
+        all. 0.1 is the "10 % BC" of the literature. It compares episodes as wholes: with starts of unequal promise, or ends
         that cut some short, it prefers the lucky ones.
     action_bounds : (low, high) or None
         Of the deterministic form: the range of the actions, numbers or a tuple of them for each; None is the smallest and
@@ -230,7 +232,8 @@ class BehaviorCloning(NeuralLearner):
     Attributes
     ----------
     n_episodes_used_ : int
-        Episodes that were imitated. Those that tie for the last place share it, by weight, and all count here.
+        Episodes that were imitated. The last one counts whole here, and those that tie with it, though a part of their
+        weight may do for the share.
 
     Notes
     -----
@@ -242,7 +245,7 @@ class BehaviorCloning(NeuralLearner):
     References
     ----------
     Bishop (1994), "Mixture density networks", Aston University NCRG/94/004. Chen, Lu, Rajeswaran et al. (2021), "Decision
-    transformer: Reinforcement learning via sequence modeling", NeurIPS, arXiv:2106.01345, for the share of episodes.
+    transformer: Reinforcement learning via sequence modeling", NeurIPS, arXiv:2106.01345, for the share of the best episodes.
 
     Examples
     --------
@@ -337,7 +340,7 @@ class BehaviorCloning(NeuralLearner):
     def _episode_weights(self, data: LoggedDataset) -> FloatArray | None:
         if self.top_share is None or self.top_share == 1.0:
             return None
-        return top_weights(ragged.segment_sum(data.rewards, data.offsets), self.top_share)
+        return top_weights(ragged.segment_sum(data.rewards, data.offsets), data.lengths, self.top_share)
 
     @property
     def n_episodes_used_(self) -> int:

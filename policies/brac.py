@@ -60,7 +60,8 @@ class BRAC(CriticLearner):
     kernel : {"laplacian", "gaussian"}
         Of the discrepancy. The authors have the Laplacian one.
     kernel_sigma : float or None
-        Its width; None is 10 for the Laplacian, 20 for the Gaussian one.
+        Its width, as in exp(-|x - y|_1 / (2 sigma)) and exp(-|x - y|^2 / (2 sigma)); None is 10 for the Laplacian, 20 for the
+        Gaussian one.
     temperature : float or None
         Weight of the actor's entropy; None learns it for an entropy of minus the number of dimensions. The authors have 0:
         the divergence from the clone keeps the policy wide.

@@ -104,9 +104,11 @@ class CRR(CriticLearner):
     y = r + gamma (1 - terminal) min_i Q'_i(s', a'), a' of the target policy; both critics minimise (Q_i(s, a) - y)^2; the actor
     minimises -f log pi(a|s), f = exp(A / beta) up to 20, or 1(A > 0); A = min_i Q_i(s, a) - mean_j min_i Q_i(s, a_j), a_j ~ pi.
     The paper has a distributional critic and a mixture policy; here both are those of the other learners: twin critics, and
-    a normal around tanh(mean) with a standard deviation that depends on no state, truncated to the bounds when it acts.
-    Discrete actions get a softmax, and expectations are sums. Horizon and truncated ends bootstrap from their final state.
-    Cost: some 28 products of 256^3 for a batch of 256.
+    a normal around tanh(mean) with a standard deviation that depends on no state, truncated to the bounds when it acts and
+    when it is drawn from in training. The paper can also act by the best of several draws, picked at random by exp(Q): here
+    the actor itself acts, since that choice has no density to weigh logged actions with. Targets move by Polyak steps, and
+    gradients are not clipped. Discrete actions get a softmax, and expectations are sums. Horizon and truncated ends
+    bootstrap from their final state. Cost: some 28 products of 256^3 for a batch of 256.
 
     References
     ----------

@@ -39,9 +39,10 @@ class EDAC(CriticLearner):
         N, at least 2. The paper has 10, and 50 for Hopper; SAC-N needs up to 500.
     eta : float
         Weight of the similarity of the critics' action gradients, in squared units of the rewards. The paper has 1 to 5 for
-        MuJoCo's runners, 200 and more for Adroit; 0 is SAC-N.
+        MuJoCo's runners; for Adroit 10 to 1,000 with rewards standardised and an actor's rate of 3e-5; 0 is SAC-N.
     entropy_backup : bool
-        Whether targets hold the entropy of the next action, as the authors' default has it.
+        Whether targets hold the entropy of the next action, as the authors' default has it. The temperature is learned
+        either way; without, theirs stays 1.
     hidden : tuple of int
         Widths of the hidden layers of each network.
     n_updates : int
@@ -89,7 +90,8 @@ class EDAC(CriticLearner):
     over all, as the paper does and this class too. With one dimension of actions the cosines are +-1 and without slope:
     `eta` changes nothing there.
 
-    Horizon and truncated ends bootstrap from their final state. `q_values` returns the least of the N. Cost of an update
+    Networks start as torch's layers do; the authors' last layers start near 0. Horizon and truncated ends bootstrap from
+    their final state. `q_values` returns the least of the N. Cost of an update
     with 10 critics and a batch of 256: some 195 products of 256^3, of SAC-N 135.
 
     References

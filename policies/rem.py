@@ -167,8 +167,8 @@ class REM(CriticLearner):
     both sides. The policy is the argmax of the mean head, and that head is all the policy keeps. Horizon and truncated
     ends bootstrap from their final state.
 
-    The paper has convolutions on frames of Atari, target networks copied every 2,000 updates and learning rate 5e-5; here
-    body, Polyak targets and rate are those of `DoubleDQN`. Heads are linear in the last hidden layer, so their combination
+    The paper has convolutions on frames of Atari, target networks copied every 2,000 updates, batches of 32, learning rate 5e-5 and
+    Adam's epsilon 3e-4; here body, Polyak targets, batch and optimiser are those of `DoubleDQN`. Heads are linear in the last hidden layer, so their combination
     is computed as one head: an update costs what one of `DoubleDQN` does, some 4 products of 256^3 for a batch of 256,
     whatever `n_heads` is.
 

@@ -89,7 +89,8 @@ class UWAC(TD3BC):
     spectral normalisation of the critics. Here the imitation of `TD3BC` holds a deterministic actor, and weights are
     relative in it, since lambda takes out their mean. The paper draws 100 dropout samples; here the units that a sample
     drops are the same for the whole batch, which leaves every variance what it is and makes samples cheap. The authors'
-    script replaces beta / Var by exp(-beta Var), at most 1, and squares it with the error. Horizon and truncated ends
+    script replaces beta / Var by exp(-beta Var), at most 1, and squares it with the error; its actor only follows the
+    behaviour for the first 40,000 updates, here for none. Horizon and truncated ends
     bootstrap from their final state. Cost: an update with a batch of 256 is some 50 products of 256^3, four times that of `TD3BC`.
 
     References

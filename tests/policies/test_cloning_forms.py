@@ -1,4 +1,4 @@
-"""The forms of cloning: mixtures, and the share of the episodes with the highest returns."""
+"""The forms of cloning: mixtures, and a share of the log, its best episodes."""
 
 from __future__ import annotations
 
@@ -204,20 +204,24 @@ def test_a_run_file_from_before_a_parameter_resumes_with_its_default(tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("returns", "share", "weights"),
+    ("returns", "lengths", "share", "weights"),
     [
-        ([1.0, 5.0, 3.0, 4.0], 0.5, [0, 1, 0, 1]),
-        ([1.0, 5.0, 3.0, 4.0], 0.3, [0, 1, 0, 1]),  # 1.2 episodes are 2
-        ([1.0, 5.0, 3.0, 4.0], 0.01, [0, 1, 0, 0]),
-        ([2.0, 2.0, 2.0, 2.0], 0.5, [0.5, 0.5, 0.5, 0.5]),
-        ([0.0, 1.0, 0.0, 0.0], 0.5, [1 / 3, 1, 1 / 3, 1 / 3]),
-        (list(range(100)), 0.07, [0] * 93 + [1] * 7),  # 0.07 * 100 is above 7 in floating point
+        ([1.0, 5.0, 3.0, 4.0], [3] * 4, 0.5, [0, 1, 0, 1]),
+        ([1.0, 5.0, 3.0, 4.0], [3] * 4, 0.3, [0, 1, 0, 0.2]),
+        ([1.0, 5.0, 3.0, 4.0], [3] * 4, 0.01, [0, 0.04, 0, 0]),
+        ([1.0, 5.0, 3.0, 4.0], [10, 60, 10, 20], 0.7, [0, 1, 0, 0.5]),
+        ([1.0, 5.0, 3.0, 4.0], [90, 1, 8, 1], 0.1, [0, 1, 1, 1]),
+        ([2.0, 2.0, 2.0, 2.0], [1, 2, 3, 4], 0.5, [0.5, 0.5, 0.5, 0.5]),
+        ([0.0, 1.0, 0.0, 0.0], [2, 2, 1, 3], 0.5, [1 / 3, 1, 1 / 3, 1 / 3]),
+        (list(range(100)), [7] * 100, 0.07, [0] * 93 + [1] * 7),  # 0.07 * 700 is above 49 in floating point
     ],
 )
-def test_weights_of_the_best_episodes(returns: list[float], share: float, weights: list[float]) -> None:
-    found = top_weights(np.array(returns), share)
-    np.testing.assert_allclose(found, weights)
-    assert found.sum() == pytest.approx(math.ceil(round(share * len(returns), 9)))
+def test_weights_of_the_best_episodes(
+    returns: list[float], lengths: list[int], share: float, weights: list[float]
+) -> None:
+    found = top_weights(np.array(returns), np.array(lengths), share)
+    np.testing.assert_allclose(found, weights, atol=1e-12)
+    assert found @ np.array(lengths) == pytest.approx(share * sum(lengths))
 
 
 def mixed_log() -> LoggedDataset:
@@ -240,17 +244,18 @@ def test_only_the_best_episodes_are_imitated_by_their_undiscounted_returns() -> 
     everything = BehaviorCloning(**settings).fit(log)
     assert everything.n_episodes_used_ == 6
     assert float(everything.predict_proba([[0.0]])[0, 1]) == pytest.approx(1 / 3, abs=0.03)
-    # Third is a tie of two at 4: both count, at half weight each; rows 0 to 2 and 8 to 9, all "a", against 4 of "b".
-    third = BehaviorCloning(**settings, top_share=0.5).fit(log)
-    assert third.n_episodes_used_ == 4
-    assert float(third.predict_proba([[0.0]])[0, 1]) == pytest.approx(4 / 6.5, abs=0.04)
+    # Third is a tie of two at 4, which share what is left of 6 rows: 2 of "a" beside 4 of "b".
+    half = BehaviorCloning(**settings, top_share=0.5).fit(log)
+    assert half.n_episodes_used_ == 4
+    assert float(half.predict_proba([[0.0]])[0, 1]) == pytest.approx(4 / 6, abs=0.04)
     # Episodes that may be chosen count as seen in training, chosen or not.
     np.testing.assert_array_equal(top.training_episode_keys_, everything.training_episode_keys_)
 
 
-def test_the_best_tenth_beats_all_of_a_poor_log() -> None:
+def test_the_best_episodes_beat_all_of_a_poor_log() -> None:
+    # The best are the short ones that reach the goal soon: 3 % of the transitions are more than 3 % of the episodes.
     log = grid_log()
-    learned = BehaviorCloning(**SETTINGS, top_share=0.1).fit(log)
+    learned = BehaviorCloning(**SETTINGS, top_share=0.03).fit(log)
     assert learned.n_episodes_used_ >= 15
     assert value_of(learned.predict_proba(np.eye(N))) > value_of(np.tile(BEHAVIOR, (N, 1))) + 3.0
 
