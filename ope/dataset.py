@@ -589,3 +589,12 @@ def _positions(episodes: npt.ArrayLike | slice, n_episodes: int) -> IntArray:
             f"{int(chosen.max())}; count the episodes with n_episodes."
         )
     return (chosen % n_episodes).astype(np.int64)
+
+
+def check_log(owner: str, data: Any) -> None:
+    """Raise a TypeError unless `data` is a log."""
+    if not isinstance(data, LoggedDataset):
+        raise TypeError(
+            f"{owner}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas "
+            "or from_arrays."
+        )

@@ -119,18 +119,37 @@ def as_rows(
     if isinstance(states, pd.DataFrame):
         if columns is not None:
             return Rows(np.empty((len(states), 0)), (), extras=states)
-        return Rows(states.to_numpy(dtype=np.float64), tuple(states.columns))
+        return Rows(_numbers(states, owner), tuple(states.columns))
     array = np.asarray(states)
     array = array[:, None] if array.ndim == 1 else array
     if array.ndim != 2:
-        raise ValueError(f"{owner}: `states` must have shape (n, d), got {array.shape}; pass a row per state.")
+        raise ValueError(
+            f"{owner}: `states` must have shape (n, d), got {_form(states, array)}; pass a row per state, of a log its .states."
+        )
+    if array.dtype.kind in "mM":
+        raise TypeError(f"{owner}: `states` must be numeric, got dtype {array.dtype}; encode times as numbers first.")
     names = [f"state_{i}" for i in range(array.shape[1])] if feature_names is None else list(feature_names)
     if len(names) != array.shape[1]:
         raise ValueError(
-            f"{owner}: `states` must have a column for each of {names}, got shape {array.shape}; "
+            f"{owner}: `states` must have a column for each of {names}, got shape {np.shape(states)}; "
             "pass the states with the columns that the policy was built for."
         )
     return Rows(array, tuple(names))
+
+
+def _form(states: Any, array: npt.NDArray[Any]) -> str:
+    return str(array.shape) if array.dtype.kind != "O" or array.ndim > 0 else f"a {type(states).__name__}"
+
+
+def _numbers(frame: pd.DataFrame, owner: str) -> FloatArray:
+    """Return states as floats (n, d); a time or a text is no number."""
+    wrong = [name for name in frame.columns if not pd.api.types.is_numeric_dtype(frame[name])]
+    if wrong:
+        raise TypeError(
+            f"{owner}: `states` must be numeric, got column {wrong[0]!r} of dtype {frame[wrong[0]].dtype}; encode it as the log of "
+            "the fit has it."
+        )
+    return np.asarray(frame.to_numpy(dtype=np.float64, na_value=np.nan))
 
 
 def reads_new_states(columns: Sequence[str] | None, feature_names: Sequence[str] | None) -> bool:

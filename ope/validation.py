@@ -38,8 +38,9 @@ def float_array(owner: str, name: str, values: Any, ndim: int, *, keep_single: b
     finite = np.isfinite(array)
     if not finite.all():
         bad = ~finite if ndim == 1 else ~finite.reshape(len(array), -1).all(axis=1)
+        columns = f" in columns {np.flatnonzero(~finite.all(axis=0)).tolist()}" if ndim == 2 else ""
         raise ValueError(
-            f"{owner}: `{name}` must be finite, got NaN or infinite values at {first_positions(bad)}; "
+            f"{owner}: `{name}` must be finite, got NaN or infinite values at {first_positions(bad)}{columns}; "
             "remove these episodes or impute the values before."
         )
     return array

@@ -58,10 +58,12 @@ def _given(owner: str, data: LoggedDataset, bounds: Any) -> tuple[FloatArray, Fl
     except (TypeError, ValueError) as error:
         raise TypeError(
             f"{owner}: `action_bounds` must be (low, high), each a number or a tuple of {k}, got {bounds!r}; pass "
-            "the range in which the action may be chosen."
+            "the range in which the action may be chosen, all lows first."
         ) from error
     if not (np.isfinite(low) & np.isfinite(high) & (low < high)).all():
-        raise ValueError(f"{owner}: `action_bounds` must be finite with low < high, got {bounds!r}; correct them.")
+        raise ValueError(
+            f"{owner}: `action_bounds` must be (lows, highs), finite with low < high, got {bounds!r}; correct them."
+        )
     outside = (data.actions < low) | (data.actions > high)
     if outside.any():
         row, column = np.argwhere(outside)[0].tolist()

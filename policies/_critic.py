@@ -11,6 +11,7 @@ import torch
 from ope.neural.device import one_thread
 from ope.policies._network_policy import PREDICT_ROWS, NetworkPolicy
 from ope.policies._neural import NeuralLearner
+from ope.policies.discrete import codes_of
 from ope.policy import expectation
 from ope.validation import FloatArray
 
@@ -29,12 +30,12 @@ class CriticPolicy(NetworkPolicy):
         Parameters
         ----------
         states : array-like of shape (n, d), or DataFrame
-        actions : array-like of shape (n, k)
-            Continuous actions; discrete ones are all evaluated.
+        actions : array-like of shape (n, k) or (n,)
+            Continuous actions, or labels; without labels all discrete actions are evaluated.
 
         Returns
         -------
-        ndarray of shape (n, n_actions), or (n,) for continuous actions
+        ndarray of shape (n,), or (n, n_actions) for all discrete actions
             In the unit of the rewards; the smaller one where there are twins.
         """
         rows = self._states(states)
@@ -48,7 +49,13 @@ class CriticPolicy(NetworkPolicy):
                 for part in torch.split(torch.from_numpy(inputs).float(), PREDICT_ROWS)
             ]
         values = torch.cat(parts).numpy() / self.origin_.reward_scale
-        return np.asarray(values if discrete else values[:, 0])
+        if not discrete:
+            return np.asarray(values[:, 0])
+        return np.asarray(values if actions is None else self._of_labels(values, actions))
+
+    def _of_labels(self, values: FloatArray, actions: npt.ArrayLike) -> FloatArray:
+        codes = codes_of(actions, self._discrete_labels(), f"{type(self).__name__}.q_values", len(values))
+        return values[np.arange(len(values)), codes]
 
     def _critic_inputs(self, states: FloatArray) -> FloatArray:
         """Return what the critic sees of standardised states."""
@@ -85,7 +92,7 @@ class CriticPolicy(NetworkPolicy):
         delta = r + gamma E_{a' ~ pi} Q(s', a') - Q(s, a), transitions to an unknown state left out. It says how well the
         critic fits, not how good the policy is: compare policies by an estimator of `ope.estimators`.
         """
-        self._check_names(data.rows())
+        self._check_log(data)
         self._check_labels(data)
 
         def q(states: FloatArray, actions: npt.NDArray[Any] | None) -> FloatArray:

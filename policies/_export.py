@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ope.files import replace_file
+from ope.files import check_place, replace_file
 from ope.neural.device import one_thread
 from ope.neural.serialization import library_version, pack_labels
 from ope.neural.transitions import Standardizer
@@ -80,6 +80,11 @@ def export_policy(policy: NetworkPolicy | PreprocessedLearner, path: str | Path,
     owner = f"{type(policy).__name__}.export"
     if file_format not in FORMATS:
         raise ValueError(f"{owner}: `format` must be one of {list(FORMATS)}, got {file_format!r}; choose one.")
+    if Path(path).suffix == ".onnx" and file_format != "onnx":
+        raise ValueError(
+            f'{owner}: `format` must be "onnx" for a file *.onnx, got {file_format!r}; pass format="onnx".'
+        )
+    check_place(owner, "path", path)
     policy._fitted()
     network, transformers = _unwrapped(policy, owner)
     prepare = chain([tensor_form(own, owner) for own in transformers]) if transformers else None

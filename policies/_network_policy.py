@@ -13,6 +13,8 @@ import torch
 from sklearn.exceptions import NotFittedError
 from typing_extensions import Self
 
+from ope.dataset import check_log
+from ope.files import check_place
 from ope.inputs import as_rows
 from ope.neural.device import one_thread
 from ope.neural.history import Outcome, TrainingStatus
@@ -120,10 +122,17 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
         self._fitted()
         check_feature_names(self, rows.feature_names, type(self).__name__)
 
+    def _check_log(self, data: Any) -> None:
+        check_log(f"{type(self).__name__}.score", data)
+        self._check_names(data.rows())
+
     def _states(self, states: npt.ArrayLike) -> FloatArray:
         owner, names = type(self).__name__, self._fitted().feature_names
-        if isinstance(states, pd.DataFrame):
-            check_feature_names(self, states.columns, owner)
+        if isinstance(states, pd.DataFrame) and list(states.columns) != list(names):
+            raise ValueError(
+                f"{owner}: feature names must match those at fit, in the same order; fitted with {list(names)}, got "
+                f"{list(states.columns)}; pass states[policy.feature_names_in_]."
+            )
         return float_array(owner, "states", as_rows(states, owner, feature_names=names).states, 2)
 
     def _evaluate(
@@ -158,6 +167,7 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
         and status. Not stored are `callbacks`, which are code, and `checkpoints_`, which are policies of their own.
         """
         self._fitted()
+        check_place(f"{type(self).__name__}.save", "path", path)
         save_policy(self, path)
 
     def export(self, path: str | Path, format: str = "torchscript") -> None:

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from typing_extensions import Self
 
-from ope.dataset import LoggedDataset
+from ope.dataset import LoggedDataset, check_log
+from ope.files import check_place
 from ope.neural.device import resolve_device, use_threads
 from ope.neural.history import Outcome, Tensors, TrainingStatus
 from ope.neural.networks import MLP
@@ -24,12 +25,26 @@ from ope.neural.precision import PRECISIONS, Precision
 from ope.neural.training import Callback, TrainingEvent, TrainingPlan, TrainingResult, TrainingStep, train
 from ope.neural.transitions import BatchSampler, Standardizer, Transitions
 from ope.policies._bounds import unit_range
+from ope.policies._class_only import class_only
 from ope.policies._network_policy import NetworkPolicy
-from ope.policies._runs import WATCHING, LearnerEvent, Origin, TrainingState, check_run, describe_run, part_of, together
+from ope.policies._runs import (
+    WATCHING,
+    LearnerEvent,
+    Origin,
+    TrainingState,
+    check_run,
+    describe_run,
+    part_of,
+    together,
+)
 from ope.policies._settings import COUNT, NATURAL, POSITIVE, Choice, Rule, check_settings
 from ope.validation import FloatArray
 
 _NO_HISTORY = pd.DataFrame({"update": np.zeros(0, dtype=np.int64)})
+RECORD_ENDS = (
+    "flag terminal ends (terminated=), or record the states where the others went (next_states=, or a last row of states "
+    'alone with final_row="state_only"), with an action mask their available actions too'
+)
 SAVES = 10
 MAX_SAVE_EVERY = 10_000
 
@@ -135,7 +150,8 @@ class NeuralLearner(NetworkPolicy):
         data : LoggedDataset
             The log of the run.
         path : str or Path, optional
-            The file that the run wrote to `checkpoint_path`; default: what `fit` kept when it was interrupted.
+            The file that the run wrote to `checkpoint_path`; default: what `fit` kept when it was interrupted. A run that a
+            callback stopped goes on from its file once the learner has no callbacks.
 
         Returns
         -------
@@ -150,7 +166,7 @@ class NeuralLearner(NetworkPolicy):
         self._train([self], data, [self._kept_state(path)])
         return self
 
-    @classmethod
+    @class_only
     def fit_many(cls, data: LoggedDataset, learners: Sequence[Self | int], *, resume: bool = False) -> list[Self]:
         """Fit several learners to one log, those whose networks have equal shapes as one batched product.
 
@@ -162,12 +178,22 @@ class NeuralLearner(NetworkPolicy):
         resume : bool
             Whether to go on with learners that were interrupted.
 
+        Raises
+        ------
+        TypeError
+            If called on an object, whose settings it would not use.
+
         Returns
         -------
         list of learners
             The same objects, fitted. Each is what its own `fit` gives, up to rounding: its batches and initial weights
             come from its own seed.
         """
+        if not isinstance(learners, Sequence) or isinstance(learners, str):
+            raise TypeError(
+                f"{cls.__name__}.fit_many: `learners` must be a list of {cls.__name__} objects or seeds, got {learners!r}; pass "
+                "[0, 1] for two seeds."
+            )
         ready = [_learner(cls, learner) for learner in learners]
         _check_paths(cls.__name__, ready)
         states = [learner._kept_state(None) for learner in ready] if resume else None
@@ -203,11 +229,13 @@ class NeuralLearner(NetworkPolicy):
         cls, learners: Sequence[Self], data: LoggedDataset, states: Sequence[TrainingState] | None = None
     ) -> None:
         first = learners[0]
-        _check_log(cls.__name__, data)
+        check_log(cls.__name__, data)
         for learner in learners:
             learner._check_data(data)
             check_settings(cls.__name__, learner._effective(data.discrete), cls.rules)
             learner._check_together()
+            if learner.checkpoint_path is not None:
+                check_place(cls.__name__, "checkpoint_path", learner.checkpoint_path)
         runs = _describe(learners, data, states)
         seeds = [int(run["seed"]) for run in runs]
         scalers = (first._state_standardizer(data), first._action_standardizer(data))
@@ -264,10 +292,12 @@ class NeuralLearner(NetworkPolicy):
     def _kept_state(self, path: str | Path | None) -> TrainingState:
         owner = f"{type(self).__name__}.resume"
         if path is not None:
-            return TrainingState.read(path, owner)
+            kept = TrainingState.read(path, owner)
+            return kept if kept.outcome is not Outcome.STOPPED or self.callbacks else kept.set_going()
         if not hasattr(self, "training_state_"):
             raise ValueError(
-                f"{owner}: no interrupted run is kept; call fit, or pass the `path` of its checkpoint file."
+                f"{owner}: no interrupted run is kept; call fit, or pass the `path` of its checkpoint file, which runs that a "
+                "callback stopped need too."
             )
         return self.training_state_
 
@@ -301,14 +331,6 @@ def _draw_seed() -> int:
     return int(np.random.SeedSequence().generate_state(1, np.uint32)[0])
 
 
-def _check_log(owner: str, data: Any) -> None:
-    if not isinstance(data, LoggedDataset):
-        raise TypeError(
-            f"{owner}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas "
-            "or from_arrays."
-        )
-
-
 def _check_paths(owner: str, learners: Sequence[NeuralLearner]) -> None:
     paths = [str(learner.checkpoint_path) for learner in learners if learner.checkpoint_path is not None]
     if len(set(paths)) < len(paths):
@@ -322,12 +344,12 @@ def _count_excluded(owner: str, data: Transitions) -> int:
     if data.n_excluded == len(data):
         raise ValueError(
             f"{owner}: `data` must hold a transition whose next state is known or terminal, got none in {len(data)}; "
-            "flag terminal ends, or record the final states."
+            f"{RECORD_ENDS}."
         )
     if data.n_excluded:
         warnings.warn(
             f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on in an unknown state or "
-            "with unknown available actions; they are left out of the Bellman loss. Record the final states.",
+            f"with unknown available actions; they are left out of the Bellman loss. To use them {RECORD_ENDS}.",
             UserWarning,
             stacklevel=4,
         )

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ope.neural.history import Tensors
+from ope.neural.history import Outcome, Tensors
 from ope.neural.serialization import read_sealed, write_sealed
 from ope.neural.transitions import Standardizer
 
@@ -94,8 +94,7 @@ class LearnerEvent:
 
     Examples
     --------
-    >>> from ope.dataset import LoggedDataset
-    >>> from ope.policies.behavior_cloning import BehaviorCloning
+    >>>     >>> from ope.policies.behavior_cloning import BehaviorCloning
     >>> log = LoggedDataset.from_arrays([[0.0], [1.0]], [0, 1], [0.0, 1.0], lengths=[1, 1], ends="terminal")
     >>> def stop_early(event):
     ...     return event.update == 20
@@ -120,6 +119,16 @@ class TrainingState:
     def done(self) -> int:
         """Updates done."""
         return int(self.tensors["run/done"][0])
+
+    @property
+    def outcome(self) -> Outcome:
+        """How the run ended; RUNNING where it may go on."""
+        return Outcome(int(self.tensors["run/outcomes"][0]))
+
+    def set_going(self) -> TrainingState:
+        """Return the state of a run that a callback stopped as one that goes on."""
+        going = torch.full_like(self.tensors["run/outcomes"], int(Outcome.RUNNING))
+        return TrainingState({**self.tensors, "run/outcomes": going}, self.run)
 
     def write(self, path: str | Path) -> None:
         """Write the state to a file, atomically."""

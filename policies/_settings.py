@@ -145,7 +145,7 @@ def _check_callbacks(owner: str, callbacks: Any) -> None:
         return
     if not isinstance(callbacks, list | tuple) or not all(callable(callback) for callback in callbacks):
         raise TypeError(
-            f"{owner}: `callbacks` must be a list of functions of one argument, got {callbacks!r}; wrap it in a list."
+            f"{owner}: `callbacks` must be a list of functions of one argument, got {callbacks!r}; pass [function]."
         )
 
 
@@ -155,4 +155,6 @@ _SHARED: dict[str, Callable[[str, Any], None]] = {
     "actor_hidden": lambda owner, value: _check_hidden(owner, value, "actor_hidden"),
     "random_state": _check_random_state,
     "callbacks": _check_callbacks,
+    "normalize_states": lambda owner, value: FLAG.check(owner, "normalize_states", value),
+    "progress": lambda owner, value: FLAG.check(owner, "progress", value),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from ope.policies.discrete import codes_of, draw
 from ope.policy import Policy, RandomState, generator
@@ -68,13 +69,15 @@ class ActingPolicy(Policy, abc.ABC):
         ----------
         states : array-like of shape (n, d), or DataFrame
         action_mask : array-like of shape (n, n_actions), optional
-            Which discrete actions are available, in the order of `labels`; default: all of them.
+            Which discrete actions are available, True or 1, in the order of `labels`; a DataFrame has their names as its
+            columns, in any order. Default: all of them.
 
         Returns
         -------
         ndarray of shape (n,) or (n, k)
         """
         if not self._is_discrete():
+            self._refuse_mask(action_mask)
             return self._distribution(self._states(states)).mean()
         codes: IntArray = self.predict_proba(states, action_mask).argmax(axis=1)
         return self._named(codes)
@@ -111,10 +114,11 @@ class ActingPolicy(Policy, abc.ABC):
         ndarray of shape (n,)
         """
         if not self._is_discrete():
+            self._refuse_mask(action_mask)
             return self._log_density(states, actions)
         probs = self.predict_proba(states, action_mask)
         labels = np.arange(probs.shape[1]) if self.labels is None else self.labels
-        codes = codes_of(actions, labels, type(self).__name__)
+        codes = codes_of(actions, labels, type(self).__name__, len(probs))
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(probs[np.arange(len(probs)), codes]))
 
@@ -135,6 +139,7 @@ class ActingPolicy(Policy, abc.ABC):
         ndarray of shape (n,) or (n, k)
         """
         if not self._is_discrete():
+            self._refuse_mask(action_mask)
             return self._distribution(self._states(states)).sample(generator(random_state))
         return self._named(draw(self.predict_proba(states, action_mask), generator(random_state)))
 
@@ -179,7 +184,7 @@ class ActingPolicy(Policy, abc.ABC):
     def _mask(self, action_mask: npt.ArrayLike | None, n_rows: int) -> BoolArray | None:
         if action_mask is None:
             return None
-        owner, n_actions, mask = type(self).__name__, self._n_columns(), np.asarray(action_mask, dtype=bool)
+        owner, n_actions, mask = type(self).__name__, self._n_columns(), self._mask_array(action_mask)
         if mask.ndim != 2 or n_actions not in {None, mask.shape[1]} or not mask.any(axis=1).all():
             raise ValueError(
                 f"{owner}: `action_mask` must have a column for each of the labels "
@@ -189,6 +194,29 @@ class ActingPolicy(Policy, abc.ABC):
         if len(mask) != n_rows:
             raise ValueError(f"{owner}: `action_mask` must have a row for each of {n_rows} states, got {len(mask)}.")
         return mask
+
+    def _mask_array(self, action_mask: npt.ArrayLike) -> BoolArray:
+        """Return a mask as it was meant: a frame's columns by their names, True and 1 for what is available."""
+        owner, given = type(self).__name__, action_mask
+        if isinstance(given, pd.DataFrame) and self.labels is not None:
+            names = self.labels.tolist()
+            if set(given.columns) != set(names) or len(given.columns) != len(names):
+                raise ValueError(
+                    f"{owner}: `action_mask` must have the columns {names}, got {list(given.columns)}; name them by the labels."
+                )
+            given = given[names]
+        array = np.asarray(given)
+        if array.dtype.kind != "b" and not np.isin(array, (0, 1)).all():
+            raise ValueError(
+                f"{owner}: `action_mask` must hold True and False, or 1 and 0, got other values, dtype {array.dtype}; convert it."
+            )
+        return array.astype(bool)
+
+    def _refuse_mask(self, action_mask: npt.ArrayLike | None) -> None:
+        if action_mask is not None:
+            raise TypeError(
+                f"{type(self).__name__}: `action_mask` must be None with continuous actions, got one; leave it out."
+            )
 
     def _n_columns(self) -> int | None:
         return None if self.labels is None else len(self.labels)

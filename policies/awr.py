@@ -213,7 +213,7 @@ class AWR(NeuralLearner):
         Rows without a return are left out. It says how well V fits, not how good the policy is: compare policies by an
         estimator of `ope.estimators`.
         """
-        self._check_names(data.rows())
+        self._check_log(data)
         transitions = Transitions.from_dataset(data, None, self.origin_.states)
         with one_thread():
             values = state_values(self.networks_["v"], transitions.states)

@@ -57,7 +57,7 @@ class DiscretePolicy(Policy):
         """
         probs = np.asarray(self.predict_proba(states), dtype=np.float64)
         labels = np.arange(probs.shape[1]) if self.labels is None else self.labels
-        codes = codes_of(actions, labels, type(self).__name__)
+        codes = codes_of(actions, labels, type(self).__name__, len(probs))
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(probs[np.arange(len(probs)), codes]))
 
@@ -93,8 +93,8 @@ def draw(probs: FloatArray, rng: np.random.Generator) -> IntArray:
     return np.asarray((threshold[:, None] >= cumulative).sum(axis=1))
 
 
-def codes_of(actions: npt.ArrayLike, labels: npt.NDArray[Any], owner: str) -> IntArray:
-    """Return the position of every action among the labels, or raise a ValueError.
+def codes_of(actions: npt.ArrayLike, labels: npt.NDArray[Any], owner: str, n_rows: int | None = None) -> IntArray:
+    """Return the position of every action among the labels, one for each of `n_rows`, or raise a ValueError.
 
     Examples
     --------
@@ -102,6 +102,11 @@ def codes_of(actions: npt.ArrayLike, labels: npt.NDArray[Any], owner: str) -> In
     array([1, 0])
     """
     array = np.asarray(actions)
+    if array.ndim != 1 or n_rows not in {None, len(array)}:
+        wanted = "(n,)" if n_rows is None else f"({n_rows},)"
+        raise ValueError(
+            f"{owner}: `actions` must have shape {wanted}, got {array.shape}; pass a label for each state."
+        )
     codes = pd.Index(labels).get_indexer(pd.Index(array))
     if (codes < 0).any():
         raise ValueError(

@@ -12,12 +12,13 @@ import torch
 from sklearn.preprocessing import PolynomialFeatures
 from typing_extensions import Self
 
+from ope.dataset import check_log
 from ope.neural.history import Outcome, TrainingStatus
 from ope.neural.networks import MLP
 from ope.neural.transitions import Standardizer, Transitions
 from ope.policies._critic import CriticPolicy
 from ope.policies._discrete_q import greedy
-from ope.policies._neural import _check_log, _count_excluded
+from ope.policies._neural import _count_excluded
 from ope.policies._runs import Origin
 from ope.policies._settings import COUNT, DISCOUNT, FLAG, NONNEGATIVE, check_settings
 from ope.validation import BoolArray, FloatArray, IntArray
@@ -162,7 +163,7 @@ class LSPI(CriticPolicy):
         return self._become(origin, {"q": network}, status, history)
 
     def _check(self, data: LoggedDataset) -> None:
-        _check_log("LSPI", data)
+        check_log("LSPI", data)
         if not data.discrete:
             raise TypeError(
                 "LSPI: `data` must have discrete actions, got continuous ones; use TD3BC, IQL, CQL or ATAC."

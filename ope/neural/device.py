@@ -45,7 +45,18 @@ def resolve_device(device: str | torch.device = "auto", owner: str = "resolve_de
             f"{owner}: `device` must exist, got {device!r} where torch sees {torch.cuda.device_count()} GPU(s); "
             'pass device="auto" or "cpu".'
         )
+    if resolved.type not in ("cpu", "cuda"):
+        _check_usable(resolved, device, owner)
     return resolved
+
+
+def _check_usable(resolved: torch.device, device: str | torch.device, owner: str) -> None:
+    try:
+        torch.zeros(1, device=resolved)
+    except (RuntimeError, NotImplementedError, AssertionError) as error:
+        raise ValueError(
+            f'{owner}: `device` must exist, got {device!r}, which this torch cannot use; pass device="auto" or "cpu".'
+        ) from error
 
 
 @contextlib.contextmanager

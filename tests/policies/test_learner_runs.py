@@ -144,6 +144,17 @@ def test_a_finished_run_may_train_for_longer(tmp_path: Path) -> None:
     same_policy(BCQ(**longer).resume(log, path), BCQ(**longer).fit(log))
 
 
+def test_a_run_that_a_callback_stopped_goes_on_without_callbacks(tmp_path: Path) -> None:
+    log, path = random_log(), tmp_path / "run"
+    stopped = BCQ(**SMALL, checkpoint_path=path, callbacks=[lambda event: event.update == 40]).fit(log)
+    again = BCQ(**SMALL, callbacks=[lambda _: False]).resume(log, path)
+    assert (again.n_updates_, again.status_.outcome) == (40, Outcome.STOPPED)
+    same_policy(again, stopped)
+    same_policy(BCQ(**SMALL).resume(log, path), BCQ(**SMALL).fit(log))
+    with pytest.raises(ValueError, match="its checkpoint file, which runs that a callback stopped need too"):
+        stopped.resume(log)
+
+
 def test_many_are_interrupted_and_resumed_together(tmp_path: Path) -> None:
     log = random_log()
     whole = BCQ.fit_many(log, [BCQ(**SMALL, random_state=seed) for seed in (0, 1)])

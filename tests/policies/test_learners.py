@@ -6,6 +6,7 @@ import copy
 import math
 import pickle
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -225,6 +226,11 @@ def test_many_take_seeds() -> None:
     assert [learner.seed_ for learner in fitted] == [0, 3]
     with pytest.raises(TypeError, match=r"BCQ.fit_many: `learners` must hold BCQ objects or seeds, got 'x'"):
         BCQ.fit_many(log, ["x"])  # type: ignore[list-item]
+    for wrong in (3, "seeds", BCQ()):
+        with pytest.raises(TypeError, match=r"BCQ.fit_many: `learners` must be a list of BCQ objects or seeds, got"):
+            BCQ.fit_many(log, wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"BCQ.fit_many must be called on the class, got a call on an object"):
+        BCQ(n_updates=1, hidden=(4,)).fit_many(log, [0, 1])
 
 
 def test_checkpoints_are_policies_of_shorter_runs() -> None:
@@ -332,6 +338,36 @@ def test_settings_out_of_bounds(setting: dict[str, Any], error: type[Exception],
 def test_only_logs_are_learned_from() -> None:
     with pytest.raises(TypeError, match="BCQ: `data` must be a LoggedDataset, got DataFrame"):
         BCQ(**SMALL).fit(pd.DataFrame())  # type: ignore[arg-type]
+    policy = BCQ(**SMALL).fit(random_log(4))
+    with pytest.raises(TypeError, match=r"BCQ.score: `data` must be a LoggedDataset, got DataFrame"):
+        policy.score(pd.DataFrame())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("setting", ["normalize_states", "progress"])
+def test_flags_are_flags(setting: str) -> None:
+    with pytest.raises(TypeError, match=f"BCQ: `{setting}` must be True or False, got 'yes'"):
+        BCQ(**{**SMALL, setting: "yes"}).fit(random_log(4))
+
+
+def test_a_place_that_cannot_hold_a_file_is_refused_before_training(tmp_path: Path) -> None:
+    log = random_log(4)
+    seen: list[Any] = []
+    for path, message in (
+        (tmp_path / "nowhere" / "run", "`checkpoint_path` must lie in a folder that exists, got .*; create"),
+        (tmp_path, "`checkpoint_path` must name a file, got the folder"),
+    ):
+        with pytest.raises(OSError, match=f"BCQ: {message}"):
+            BCQ(**SMALL, checkpoint_path=path, callbacks=[seen.append]).fit(log)
+    assert not seen
+    policy = BCQ(**SMALL).fit(log)
+    with pytest.raises(FileNotFoundError, match=r"BCQ.save: `path` must lie in a folder that exists"):
+        policy.save(tmp_path / "nowhere" / "policy")
+    with pytest.raises(FileNotFoundError, match=r"BCQ.export: `path` must lie in a folder that exists"):
+        policy.export(tmp_path / "nowhere" / "policy.pt")
+    with pytest.raises(
+        ValueError, match=r'BCQ.export: `format` must be "onnx" for a file \*.onnx, got \'torchscript\''
+    ):
+        policy.export(tmp_path / "policy.onnx")
 
 
 @pytest.mark.parametrize("call", ["predict", "predict_proba", "sample"])
@@ -348,10 +384,30 @@ def test_bad_states_actions_and_masks_are_named() -> None:
         policy.predict([[0.0, 1.0]])
     with pytest.raises(ValueError, match="BehaviorCloning: `states` must be finite"):
         policy.predict([[0.0, 1.0, math.nan]])
-    with pytest.raises(ValueError, match="feature names must match"):
-        policy.predict(pd.DataFrame([[0.0, 1.0, 2.0]], columns=["z", "y", "x"]))
+    with pytest.raises(ValueError, match=r"values at rows 0 \(1 in all\) in columns \[2\]"):
+        policy.predict([[0.0, 1.0, math.inf]])
+    with pytest.raises(ValueError, match=r"`states` must have a column for each .* got shape \(4,\)"):
+        policy.predict([0.0, 1.0, 2.0, 3.0])
+    with pytest.raises(
+        ValueError, match=r"`states` must have shape \(n, d\), got a LoggedDataset; .* of a log its .states"
+    ):
+        policy.predict(random_log())  # type: ignore[arg-type]
+    frame = pd.DataFrame([[0.0, 1.0, 2.0]], columns=["z", "y", "x"])
+    with pytest.raises(ValueError, match=r"feature names must match.* pass states\[policy.feature_names_in_\]"):
+        policy.predict(frame)
+    np.testing.assert_array_equal(
+        policy.predict_proba(frame[policy.feature_names_in_]), policy.predict_proba([[2.0, 1.0, 0.0]])
+    )
+    for wrong in (pd.Timestamp("2026-01-01"), pd.Timedelta(days=1), "three"):
+        with pytest.raises(TypeError, match="`states` must be numeric, got column 'y' of dtype"):
+            policy.predict(pd.DataFrame({"x": [0.0], "y": [wrong], "z": [1.0]}))
+    with pytest.raises(TypeError, match="`states` must be numeric, got dtype timedelta64"):
+        policy.predict(np.zeros((1, 3), dtype="timedelta64[ns]"))
     with pytest.raises(ValueError, match="actions must be among the labels"):
         policy.log_prob([[0.0, 1.0, 2.0]], ["d"])
+    for labels in (["a"], ["a"] * 3, "a", [["a"]] * 2):
+        with pytest.raises(ValueError, match=r"`actions` must have shape \(2,\), got .*; pass a label for each state"):
+            policy.log_prob([[0.0, 1.0, 2.0]] * 2, labels)
     masks: Sequence[Any] = ([[True, False]], [[False] * 3], [True] * 3)
     for mask in masks:
         with pytest.raises(ValueError, match="`action_mask` must have a column for each of the labels"):
@@ -361,6 +417,40 @@ def test_bad_states_actions_and_masks_are_named() -> None:
     renamed = random_log().replace(feature_names=("x", "z", "y"))
     with pytest.raises(ValueError, match="feature names must match"):
         log_prob_logged(policy, renamed)
+
+
+def test_a_mask_means_what_its_columns_and_values_say() -> None:
+    policy = BehaviorCloning(**SMALL).fit(random_log())
+    state = [[0.0, 1.0, 2.0]]
+    expected = policy.predict_proba(state, [[False, True, True]])
+    assert expected[0, 0] == 0.0
+    frame = pd.DataFrame({"c": [True], "a": [False], "b": [True]})
+    for mask in (frame, frame.astype(int), [[0, 1, 1]], [[0.0, 1.0, 1.0]]):
+        np.testing.assert_array_equal(policy.predict_proba(state, mask), expected)
+    for columns in (["x", "y", "z"], ["a", "b", "b"]):
+        with pytest.raises(ValueError, match=r"`action_mask` must have the columns \['a', 'b', 'c'\], got"):
+            policy.predict(state, frame.set_axis(columns, axis=1))
+    values: Sequence[Any] = ([[0.5, 1.0, 1.0]], [[math.nan, 1.0, 1.0]], [["False", "True", "True"]], [[2, 1, 0]])
+    for value in values:
+        with pytest.raises(ValueError, match="`action_mask` must hold True and False, or 1 and 0, got other values"):
+            policy.predict(state, value)
+
+
+@pytest.mark.parametrize("call", ["predict", "sample", "log_prob"])
+def test_continuous_actions_have_no_mask(call: str) -> None:
+    policy = BehaviorCloning(**SMALL).fit(random_log(continuous=True))
+    more = {"actions": [[0.0, 5.0]]} if call == "log_prob" else {}
+    with pytest.raises(TypeError, match="`action_mask` must be None with continuous actions, got one; leave it out"):
+        getattr(policy, call)([[0.0, 1.0, 2.0]], **more, action_mask=[[True, True]])
+
+
+def test_q_values_of_given_labels() -> None:
+    policy = BCQ(**SMALL).fit(random_log())
+    states = random_log(2, 2, seed=3).states
+    table = policy.q_values(states)
+    np.testing.assert_array_equal(policy.q_values(states, ["b", "a", "c", "c"]), table[range(4), [1, 0, 2, 2]])
+    with pytest.raises(ValueError, match=r"BCQ.q_values: actions must be among the labels"):
+        policy.q_values(states, ["nonsense"] * 4)
 
 
 def test_a_continuous_policy_has_no_probabilities() -> None:
