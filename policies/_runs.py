@@ -94,7 +94,8 @@ class LearnerEvent:
 
     Examples
     --------
-    >>>     >>> from ope.policies.behavior_cloning import BehaviorCloning
+    >>> from ope.dataset import LoggedDataset
+    >>> from ope.policies.behavior_cloning import BehaviorCloning
     >>> log = LoggedDataset.from_arrays([[0.0], [1.0]], [0, 1], [0.0, 1.0], lengths=[1, 1], ends="terminal")
     >>> def stop_early(event):
     ...     return event.update == 20
