@@ -14,7 +14,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 from typing_extensions import Self
 
-from ope.dataset import LoggedDataset
+from ope.dataset import LoggedDataset, check_log
 from ope.estimate import Estimate, Estimates
 from ope.inference.weights import WeightKind, resampling_weights
 from ope.policy import Policy, Requirement, overlap
@@ -23,6 +23,8 @@ from ope.verdict import Level, Verdict
 
 EXACT = "exact"
 STATISTICAL = "statistical"
+# Episodes are told apart by the hash of their identifier: logs that number theirs alike look like one.
+OTHER_IDS = "; where only the ids coincide, as of logs that both number theirs from 0, give the episodes of one log others (episode_ids=)"
 
 
 class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
@@ -77,9 +79,12 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(
                     f"{type(self).__name__}.fit: `policy` must be a policy or name at least one, got an empty mapping; pass {{'name': policy}}."
                 )
-            self.estimate_: Estimate | Estimates = Estimates(self._fit_many(data, policy, weight))
+            found = self._fit_many(data, policy, weight)
+            self.estimate_: Estimate | Estimates = Estimates(
+                {k: _with_training(e, policy[k]) for k, e in found.items()}
+            )
         else:
-            self.estimate_ = self._fit_named(data, policy, type(policy).__name__, weight)
+            self.estimate_ = _with_training(self._fit_named(data, policy, type(policy).__name__, weight), policy)
         return self
 
     def estimate(self) -> Any:
@@ -144,10 +149,7 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
 
     def _check_log(self, data: Any) -> None:
         owner = type(self).__name__
-        if not isinstance(data, LoggedDataset):
-            raise TypeError(
-                f"{owner}.fit: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas."
-            )
+        check_log(f"{owner}.fit", data)
         if self.needs_propensities and data.behavior_log_prob is None:
             raise ValueError(
                 f"{owner}.fit: `data` must hold propensities of the logged actions, got none; pass behavior_prob= to the constructor of the log, "
@@ -227,11 +229,19 @@ def _with_overlap(estimate: Estimate, n_shared: int, n_episodes: int) -> Estimat
         return replace(estimate, diagnostics=diagnostics)
     reason = (
         f"The policy was trained on {n_shared} of the {n_episodes} evaluation episodes: its value is over-estimated, because the policy was fitted to "
-        "their luck. Split the log with data.split and evaluate on episodes that the policy has not seen."
+        f"their luck. Split the log with data.split and evaluate on episodes that the policy has not seen{OTHER_IDS}."
     )
     return replace(
         estimate, diagnostics=diagnostics, verdict=Verdict.worst([estimate.verdict, Verdict(Level.CAUTION, (reason,))])
     )
+
+
+def _with_training(estimate: Estimate, policy: Policy) -> Estimate:
+    """Add what the end of the policy's training has against its value, ahead of reasons that weigh the same."""
+    doubt = getattr(policy, "training_doubt", None)
+    if doubt is None:
+        return estimate
+    return replace(estimate, verdict=Verdict.worst([Verdict.of([doubt]), estimate.verdict]))
 
 
 def inherit_gamma(owner: str, nested: OffPolicyEstimator, gamma: float) -> OffPolicyEstimator:

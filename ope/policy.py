@@ -19,9 +19,11 @@ from typing_extensions import Self
 from ope import ragged
 from ope.schema import End
 from ope.validation import FloatArray, IntArray, first_positions
+from ope.verdict import Level
 
 if TYPE_CHECKING:
     from ope.dataset import LoggedDataset, Rows
+    from ope.neural.history import TrainingStatus
 
 RandomState = int | np.random.Generator | None
 Capability = Literal["logged_prob", "all_probs", "density", "sample", "deterministic"]
@@ -84,6 +86,15 @@ class Policy(BaseEstimator):  # type: ignore[misc]
         """Return actions (m, n, k) and weights (m,) whose weighted mean is an expectation, or None to draw samples."""
         return None
 
+    @property
+    def training_doubt(self) -> tuple[Level, str] | None:
+        """What the end of its training has against every estimate of this policy: a level and a reason, or None.
+
+        Read off `status_` (a `TrainingStatus`, where there is one) of the policy and of those that it acts through.
+        """
+        doubts = (_doubt_of(status) for status in _statuses(self))
+        return max((doubt for doubt in doubts if doubt is not None), key=lambda doubt: doubt[0], default=None)
+
     def __sklearn_clone__(self) -> Self:
         # An adapter holds fitted parts as parameters; scikit-learn's clone would unfit them.
         return copy.deepcopy(self)
@@ -134,6 +145,56 @@ def overlap(policy: Any, data: LoggedDataset) -> int:
     """Count the evaluation episodes that the policy was trained on."""
     keys = getattr(policy, "training_episode_keys_", None)
     return 0 if keys is None else int(np.isin(data.episode_keys, keys).sum())
+
+
+def within(policy: Policy) -> list[Policy]:
+    """Return a policy and those that it acts through: all that an adapter holds, and what a learner has fitted."""
+    found: dict[int, Policy] = {}
+    waiting = [policy]
+    while waiting:
+        one = waiting.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            waiting += _parts(one)
+    return list(found.values())
+
+
+def _parts(policy: Policy) -> list[Policy]:
+    # A learner's parameter is what it fits copies of; what it fitted has a name that ends in an underscore.
+    learner = isinstance(policy, PolicyLearner)
+    held = vars(policy).items()
+    return [part for name, part in held if isinstance(part, Policy) and (name.endswith("_") or not learner)]
+
+
+def _statuses(policy: Policy) -> list[TrainingStatus]:
+    found = [status for part in within(policy) if (status := getattr(part, "status_", None)) is not None]
+    if not found:
+        return []
+    from ope.neural.history import TrainingStatus  # loads torch
+
+    return [status for status in found if isinstance(status, TrainingStatus)]
+
+
+def interrupted(policy: Policy) -> bool:
+    """Return whether Ctrl-C ended the training of the policy, or of one that it acts through."""
+    return any(status.outcome.name == "INTERRUPTED" for status in _statuses(policy))
+
+
+def _doubt_of(status: TrainingStatus) -> tuple[Level, str] | None:
+    """Return what a status has against an estimate; a checkpoint, whose run went on, is what it was meant to be."""
+    what = {"DIVERGED": "diverged", "INTERRUPTED": "was interrupted"}.get(status.outcome.name)
+    if what is None:
+        return None
+    remedy = "Lower the learning rate, or scale the rewards, and fit" if what == "diverged" else "Resume it, or fit"
+    if status.n_updates == 0:
+        return Level.REFUSE, (
+            f"Training of the policy {what} before it had learned anything: its networks are random, and the value says nothing of what "
+            f"the learner can do. {remedy} it again."
+        )
+    return Level.CAUTION, (
+        f"Training of the policy {what}: valued is what {status.n_updates} of {status.planned} updates made of it, not what its "
+        f"settings stand for. {remedy} it again."
+    )
 
 
 def generator(random_state: RandomState) -> np.random.Generator:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ope.neural.graphs import cuda_graphs
+    from ope.policies._runs import LearnerEvent
     from ope.policies.atac import ATAC
     from ope.policies.awac import AWAC
     from ope.policies.awr import AWR
@@ -49,6 +50,7 @@ _MODULES = {
     "FunctionPolicy": "function",
     "GaussianPolicy": "gaussian",
     "IQL": "iql",
+    "LearnerEvent": "_runs",
     "TD3BC": "td3bc",
     "ATAC": "atac",
     "DoubleDQN": "double_dqn",
@@ -88,6 +90,7 @@ __all__ = [
     "EpsilonGreedy",
     "FunctionPolicy",
     "GaussianPolicy",
+    "LearnerEvent",
     "PreprocessedLearner",
     "TabularPolicy",
     "TorchPolicy",

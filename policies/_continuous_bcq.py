@@ -10,7 +10,7 @@ import torch
 from ope.neural.history import Tensors
 from ope.neural.networks import MLP
 from ope.neural.transitions import Batch
-from ope.policies._step import LearnerStep, repeated, state_action
+from ope.policies._step import LearnerStep, critic_loss, repeated, state_action
 
 LOG_STD_BOUNDS = (-4.0, 15.0)
 LATENT_BOUND = 0.5
@@ -131,8 +131,7 @@ class GenerativeStep(LearnerStep):
 
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
-        q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
-        return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
+        return critic_loss(self.q, batch, targets)
 
     def _update_model(self, batch: Batch) -> torch.Tensor:
         loss = self.vae_loss(batch, self.normal(batch.shape[1], self.shape.n_latents))

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from ope.neural.device import one_thread
-from ope.policies._network_policy import PREDICT_ROWS, NetworkPolicy
+from ope.policies._network_policy import PREDICT_ROWS, NetworkPolicy, mean_square_score
 from ope.policies._neural import NeuralLearner
 from ope.policies.discrete import codes_of
-from ope.policy import expectation
+from ope.policy import expectation, used_rows
 from ope.validation import FloatArray
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 class CriticPolicy(NetworkPolicy):
     """A policy whose critic is the network "q": twins, or one for discrete actions."""
+
+    fixed: ClassVar[tuple[str, ...]] = ("gamma",)
 
     gamma: float
 
@@ -103,21 +105,9 @@ class CriticPolicy(NetworkPolicy):
             logged = self.q_values(data.states)[np.arange(len(data)), data.actions]
         else:
             logged = self.q_values(data.states, data.actions)
-        errors = data.rewards + self.gamma * following - logged
-        return -float(np.mean(np.square(errors[np.isfinite(following)])))
-
-    def _check_labels(self, data: LoggedDataset) -> None:
-        ours, theirs = self.labels, data.action_labels
-        if _named(ours) != _named(theirs):
-            raise ValueError(
-                f"{type(self).__name__}.score: `data` must have the actions of the fit ({_named(ours)}), got "
-                f"{_named(theirs)}; build the log with actions= of the training log."
-            )
+        errors = data.rewards + self._at_fit("gamma") * following - logged
+        return mean_square_score(type(self).__name__, errors[used_rows(data, horizon_continues=True)])
 
 
 class CriticLearner(CriticPolicy, NeuralLearner):
     """Base class of learners that train a critic on `ope.neural`."""
-
-
-def _named(labels: npt.NDArray[Any] | None) -> str:
-    return "continuous ones" if labels is None else f"labels {labels.tolist()}"

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch.nn import functional
 
-from ope.neural.generators import ModelGenerators
 from ope.neural.history import Tensors
-from ope.neural.networks import MLP
-from ope.neural.optimizer import FlatAdam
-from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch
 from ope.policies._losses import masked_log_softmax
+from ope.policies._step import LearnerStep
+
+# The largest logarithm of a threshold below 1.
+LEAST = -1e-30
 
 
 def constrained_argmax(q: torch.Tensor, log_prob: torch.Tensor, log_threshold: torch.Tensor | float) -> torch.Tensor:
@@ -45,7 +45,18 @@ def constrained_argmax(q: torch.Tensor, log_prob: torch.Tensor, log_threshold: t
     return q.masked_fill(~allowed, -math.inf).argmax(dim=-1)
 
 
-class BCQStep(TrainingStep):
+def log_threshold(tau: float) -> float:
+    """Return log tau, a little below 0 where single precision has it 0: the most probable action stays in the set.
+
+    Examples
+    --------
+    >>> log_threshold(1.0 - 1e-9) < 0.0, log_threshold(0.0)
+    (True, -inf)
+    """
+    return min(math.log(tau), LEAST) if tau > 0.0 else -math.inf
+
+
+class BCQStep(LearnerStep):
     """The update of discrete BCQ for K models.
 
     Parameters
@@ -63,24 +74,14 @@ class BCQStep(TrainingStep):
     def __init__(
         self, sizes: Sequence[int], seeds: Sequence[int], settings: Mapping[str, Sequence[float]], device: torch.device
     ) -> None:
-        n_models = len(seeds)
-        super().__init__(n_models)
-        generators = ModelGenerators(seeds, "weights").generators
-        self.q = MLP(sizes, n_models, device=device).initialize(generators)
-        self.imitation = MLP(sizes, n_models, device=device).initialize(generators)
-        self.q_target = self.q.copy()
-        self.networks = {"q": self.q, "imitation": self.imitation, "q_target": self.q_target}
-        self.optimizer = FlatAdam(
-            [self.q.parameters, self.imitation.parameters], settings["learning_rate"], [0.0] * n_models
-        )
-        self.optimizers = {"all": self.optimizer}
-
-        def column(name: str) -> torch.Tensor:
-            return torch.tensor(settings[name], dtype=torch.float32, device=device).unsqueeze(1)
-
-        self.gamma, self.tau = column("gamma"), column("tau")
-        self.log_threshold = column("threshold").log().unsqueeze(2)
-        self.logit_penalty = column("logit_penalty").squeeze(1)
+        super().__init__(seeds, settings, device)
+        self.q, self.imitation = self.mlp("q", sizes), self.mlp("imitation", sizes)
+        self.q_target = self.target("q")
+        self.optimizer = self.adam("all", [self.q.parameters, self.imitation.parameters], "learning_rate")
+        self.gamma, self.tau = self.column("gamma"), self.column("tau")
+        bounds = [log_threshold(tau) for tau in settings["threshold"]]
+        self.log_threshold = torch.tensor(bounds, dtype=torch.float32, device=device).view(-1, 1, 1)
+        self.logit_penalty = self.column("logit_penalty")[:, 0]
 
     def targets(self, batch: Batch) -> torch.Tensor:
         """Return r + gamma Q'(s', a'), a' the constrained argmax of the online networks: (K, B)."""
@@ -106,10 +107,6 @@ class BCQStep(TrainingStep):
             "logit_penalty": penalty,
             "q_mean": q.mean(dim=1),
         }
-
-    def phase(self) -> Hashable:
-        """Return the one form that updates have."""
-        return ()
 
     def _update(self, batch: Batch) -> Tensors:
         """Take one gradient step, then one Polyak step."""

@@ -87,7 +87,8 @@ class EDACStep(SoftActorCriticStep):
         similarity = torch.zeros_like(losses["td_loss"])
         if self.diversifies:
             (gradients,) = torch.autograd.grad(q.sum(), actions, create_graph=True)
-            similarity = gradient_similarity(gradients.view(n_models, n, size, -1)).mean(dim=1)
+            found = gradient_similarity(gradients.view(n_models, n, size, -1)).mean(dim=1)
+            similarity = torch.where(self.eta > 0.0, found, similarity)
         return {**losses, "similarity": similarity, "q_mean": q.mean(dim=(1, 2))}
 
     def _update(self, batch: Batch) -> Tensors:

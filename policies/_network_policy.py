@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,13 @@ from ope.policy import PolicyLearner, check_feature_names
 from ope.validation import BoolArray, FloatArray, float_array
 
 if TYPE_CHECKING:
-    from ope.dataset import Rows
+    from ope.dataset import LoggedDataset, Rows
 
 PREDICT_ROWS = 1 << 14
+RECORD_ENDS = (
+    "flag terminal ends (terminated=), or record the states where the others went (next_states=, or a last row of states "
+    'alone with final_row="state_only"), with an action mask their available actions too'
+)
 
 Evaluation = Callable[[torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 
@@ -60,6 +64,9 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
     n_features_in_ : int
     training_episode_keys_ : ndarray of uint64
     """
+
+    # Settings that the fitted policy reads.
+    fixed: ClassVar[tuple[str, ...]] = ()
 
     networks_: dict[str, MLP]
     origin_: Origin
@@ -125,6 +132,18 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
     def _check_log(self, data: Any) -> None:
         check_log(f"{type(self).__name__}.score", data)
         self._check_names(data.rows())
+
+    def _check_labels(self, data: LoggedDataset) -> None:
+        ours, theirs = self.labels, data.action_labels
+        if _named(ours) != _named(theirs):
+            raise ValueError(
+                f"{type(self).__name__}.score: `data` must have the actions of the fit ({_named(ours)}), got "
+                f"{_named(theirs)}; build the log with actions= of the training log."
+            )
+
+    def _at_fit(self, name: str) -> Any:
+        """Return a setting as it was at the fit: a policy does not change by what its next fit is to use."""
+        return self._fitted().settings[name]
 
     def _states(self, states: npt.ArrayLike) -> FloatArray:
         owner, names = type(self).__name__, self._fitted().feature_names
@@ -224,6 +243,7 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
             "seed": origin.seed,
             "reward_scale": origin.reward_scale,
             "n_episodes_used": origin.n_episodes_used,
+            "settings": dict(origin.settings),
             "history": list(self.history_.columns),
             "status": [int(self.status_.outcome), self.status_.n_updates, self.status_.planned],
         }
@@ -241,6 +261,7 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
             seed=attributes["seed"],
             reward_scale=attributes.get("reward_scale", 1.0),
             n_episodes_used=attributes.get("n_episodes_used"),
+            settings=attributes.get("settings", {name: getattr(self, name) for name in self.fixed}),
         )
         networks = {
             name: _network(form).with_rows(torch.from_numpy(arrays[f"network/{name}"]))
@@ -249,6 +270,19 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
         outcome, n_updates, planned = attributes["status"]
         history = pd.DataFrame(arrays["history"], columns=attributes["history"]).astype({"update": np.int64})
         self._become(origin, networks, TrainingStatus(Outcome(outcome), n_updates, planned), history)
+
+
+def mean_square_score(owner: str, errors: FloatArray) -> float:
+    """Return minus the mean square of errors, or raise where there are none."""
+    if len(errors) == 0:
+        raise ValueError(
+            f"{owner}.score: `data` must hold a transition with a Bellman target, got none; {RECORD_ENDS}."
+        )
+    return -float(np.mean(np.square(errors)))
+
+
+def _named(labels: npt.NDArray[Any] | None) -> str:
+    return "continuous ones" if labels is None else f"labels {labels.tolist()}"
 
 
 def _network(form: Metadata) -> MLP:

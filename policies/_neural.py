@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
+import torch
 from typing_extensions import Self
 
 from ope.dataset import LoggedDataset, check_log
@@ -26,7 +27,7 @@ from ope.neural.training import Callback, TrainingEvent, TrainingPlan, TrainingR
 from ope.neural.transitions import BatchSampler, Standardizer, Transitions
 from ope.policies._bounds import unit_range
 from ope.policies._class_only import class_only
-from ope.policies._network_policy import NetworkPolicy
+from ope.policies._network_policy import RECORD_ENDS, NetworkPolicy
 from ope.policies._runs import (
     WATCHING,
     LearnerEvent,
@@ -34,17 +35,13 @@ from ope.policies._runs import (
     TrainingState,
     check_run,
     describe_run,
+    joined,
     part_of,
-    together,
 )
 from ope.policies._settings import COUNT, NATURAL, POSITIVE, Choice, Rule, check_settings
 from ope.validation import FloatArray
 
 _NO_HISTORY = pd.DataFrame({"update": np.zeros(0, dtype=np.int64)})
-RECORD_ENDS = (
-    "flag terminal ends (terminated=), or record the states where the others went (next_states=, or a last row of states "
-    'alone with final_row="state_only"), with an action mask their available actions too'
-)
 SAVES = 10
 MAX_SAVE_EVERY = 10_000
 
@@ -134,12 +131,17 @@ class NeuralLearner(NetworkPolicy):
         -------
         self
 
+        Raises
+        ------
+        ValueError, TypeError
+            If a setting is out of its bounds, or the log has nothing to learn from, before any work is done.
+
         Notes
         -----
         The first Ctrl-C ends training after the update at work: the policy learned so far is kept, `status_` says so,
         and `resume` goes on from there. A second one raises.
         """
-        self._train([self], data)
+        self._train([self], data, [None])
         return self
 
     def resume(self, data: LoggedDataset, path: str | Path | None = None) -> Self:
@@ -161,7 +163,7 @@ class NeuralLearner(NetworkPolicy):
         ------
         ValueError
             If nothing was kept, the log or a setting differs, or the file is damaged. `n_updates` may be raised, to
-            train for longer.
+            train for longer; checkpoints that there are already stay beside the new ones.
         """
         self._train([self], data, [self._kept_state(path)])
         return self
@@ -176,7 +178,8 @@ class NeuralLearner(NetworkPolicy):
         learners : sequence of learners of this class, or of seeds
             A seed stands for a learner with default settings.
         resume : bool
-            Whether to go on with learners that were interrupted.
+            Whether to go on with learners that were interrupted: those that had ended stay as they are, those that had not
+            begun begin.
 
         Raises
         ------
@@ -196,13 +199,13 @@ class NeuralLearner(NetworkPolicy):
             )
         ready = [_learner(cls, learner) for learner in learners]
         _check_paths(cls.__name__, ready)
-        states = [learner._kept_state(None) for learner in ready] if resume else None
-        keys = [learner._group_key() for learner in ready]
-        if states is not None:
-            keys = [f"{key} {state.done}" for key, state in zip(keys, states, strict=True)]
-        for _, group in groupby(sorted(range(len(ready)), key=keys.__getitem__), key=keys.__getitem__):
-            members = list(group)
-            cls._train([ready[i] for i in members], data, states and [states[i] for i in members])
+        if not resume:
+            cls._train(ready, data, [None] * len(ready))
+            return ready
+        if ready and not any(hasattr(learner, "training_state_") for learner in ready):
+            ready[0]._kept_state(None)
+        going = [learner for learner in ready if hasattr(learner, "training_state_") or not hasattr(learner, "status_")]
+        cls._train(going, data, [getattr(learner, "training_state_", None) for learner in going])
         return ready
 
     def _group_key(self) -> str:
@@ -224,34 +227,75 @@ class NeuralLearner(NetworkPolicy):
         effective = [learner._effective(discrete) for learner in learners]
         return {name: [float(settings[name]) for settings in effective] for name in names}
 
+    def _check(self, data: LoggedDataset) -> None:
+        """Raise if this learner cannot be fitted to this log: before any learner is."""
+        owner = type(self).__name__
+        check_log(owner, data)
+        self._check_data(data)
+        check_settings(owner, self._effective(data.discrete), self.rules)
+        self._check_together()
+        resolve_device(self.device, owner)
+        self._action_standardizer(data)
+        if self.checkpoint_path is not None:
+            check_place(owner, "checkpoint_path", self.checkpoint_path)
+
     @classmethod
-    def _train(
-        cls, learners: Sequence[Self], data: LoggedDataset, states: Sequence[TrainingState] | None = None
-    ) -> None:
-        first = learners[0]
-        check_log(cls.__name__, data)
+    def _train(cls, learners: Sequence[Self], data: LoggedDataset, states: Sequence[TrainingState | None]) -> None:
+        """Train, or go on from states, those whose networks have equal shapes and that are as far side by side."""
         for learner in learners:
-            learner._check_data(data)
-            check_settings(cls.__name__, learner._effective(data.discrete), cls.rules)
-            learner._check_together()
-            if learner.checkpoint_path is not None:
-                check_place(cls.__name__, "checkpoint_path", learner.checkpoint_path)
+            learner._check(data)
         runs = _describe(learners, data, states)
-        seeds = [int(run["seed"]) for run in runs]
+        keys = [f"{a._group_key()} {None if b is None else b.done}" for a, b in zip(learners, states, strict=True)]
+        waiting = list(learners)
+        for _, group in groupby(sorted(range(len(keys)), key=keys.__getitem__), key=keys.__getitem__):
+            members = list(group)
+            together = [learners[i] for i in members]
+            with torch.inference_mode(False), torch.enable_grad():
+                cls._train_together(together, data, [runs[i] for i in members], [states[i] for i in members])
+            waiting = [learner for learner in waiting if learner not in together]
+            if any(learner.status_.outcome is Outcome.INTERRUPTED for learner in together):
+                break
+        if waiting:
+            cls._put_off(waiting, len(learners))
+
+    @classmethod
+    def _put_off(cls, waiting: Sequence[Self], n_learners: int) -> None:
+        """Say that learners have not begun; nothing of an earlier fit is left to be taken for this one."""
+        for learner in waiting:
+            if not hasattr(learner, "training_state_"):
+                learner._forget()
+        warnings.warn(
+            f"{cls.__name__}.fit_many: interrupted before {len(waiting)} of {n_learners} learners went on; call it with "
+            "resume=True for the rest.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+    @classmethod
+    def _train_together(
+        cls,
+        learners: Sequence[Self],
+        data: LoggedDataset,
+        runs: Sequence[dict[str, Any]],
+        states: Sequence[TrainingState | None],
+    ) -> None:
+        first, seeds = learners[0], [int(run["seed"]) for run in runs]
         scalers = (first._state_standardizer(data), first._action_standardizer(data))
         transitions = Transitions.from_dataset(data, resolve_device(first.device, cls.__name__), *scalers)
         n_excluded = _count_excluded(cls.__name__, transitions) if cls.bootstraps else 0
         scale, weights = first._reward_scale(data), first._episode_weights(data)
         transitions = replace(transitions, rewards=transitions.rewards * scale)
         n_used = None if weights is None else int((weights > 0).sum())
+        counts: dict[str, Any] = {"n_excluded": n_excluded, "reward_scale": scale, "n_episodes_used": n_used}
         origins = [
-            Origin.of(data, *scalers, n_excluded=n_excluded, seed=seed, reward_scale=scale, n_episodes_used=n_used)
-            for seed in seeds
+            Origin.of(data, *scalers, seed=seed, settings=learner._fixed(), **counts)
+            for learner, seed in zip(learners, seeds, strict=True)
         ]
         with use_threads(first.n_threads):
             step = cls._step(learners, transitions, seeds)
         plan = _plan(learners, origins, runs)
-        start = None if states is None else together([state.tensors for state in states])
+        kept = [state.tensors for state in states if state is not None]
+        start = joined(kept) if kept else None
         batch_size = first._effective(data.discrete)["batch_size"]
         row_weights = None if weights is None else np.repeat(weights, data.lengths)
         result = train(step, BatchSampler(transitions, seeds, batch_size, row_weights), plan, start)
@@ -275,12 +319,19 @@ class NeuralLearner(NetworkPolicy):
             for update, rows in result.checkpoints_of(k)
         ]
         if not status.ok:
-            warnings.warn(f"{type(self).__name__}: training {status}.", UserWarning, stacklevel=4)
+            warnings.warn(f"{type(self).__name__}: training {status}.", UserWarning, stacklevel=5)
+
+    def _fixed(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.fixed}
+
+    def _forget(self) -> None:
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
 
     def _copy(self, origin: Origin, networks: dict[str, MLP], update: int, history: pd.DataFrame) -> Self:
         twin = copy.copy(self)
         twin.__dict__.pop("training_state_", None)
-        twin.callbacks = None
+        twin.callbacks = twin.checkpoint_path = None
         return twin._become(origin, networks, TrainingStatus(Outcome.RUNNING, update, self.n_updates), history)
 
     def _keep_state(self, state: TrainingState) -> None:
@@ -303,7 +354,7 @@ class NeuralLearner(NetworkPolicy):
 
 
 def _learner(learner_class: type[Any], given: Any) -> Any:
-    if isinstance(given, learner_class):
+    if type(given) is learner_class:
         return given
     if isinstance(given, int | np.integer) and not isinstance(given, bool):
         return learner_class(random_state=int(given))
@@ -312,17 +363,17 @@ def _learner(learner_class: type[Any], given: Any) -> Any:
 
 
 def _describe(
-    learners: Sequence[NeuralLearner], data: LoggedDataset, states: Sequence[TrainingState] | None
+    learners: Sequence[NeuralLearner], data: LoggedDataset, states: Sequence[TrainingState | None]
 ) -> list[dict[str, Any]]:
     """Describe each run, seeds drawn where none is given; a run to resume keeps its seed and must be the same."""
     runs = []
-    for k, learner in enumerate(learners):
+    for learner, state in zip(learners, states, strict=True):
         owner, settings = type(learner).__name__, learner._settings()
         seed = _draw_seed() if learner.random_state is None else int(learner.random_state)
-        kept = seed if states is None else int(states[k].run["seed"])
+        kept = seed if state is None else int(state.run["seed"])
         run = describe_run(owner, settings, data, kept, scheduled=learner.scheduled)
-        if states is not None:
-            check_run(owner, states[k].run, run, states[k].done, learner.n_updates, type(learner)()._settings())
+        if state is not None:
+            check_run(owner, state.run, run, state.done, learner.n_updates, type(learner)()._settings())
         runs.append(run)
     return runs
 
@@ -340,7 +391,7 @@ def _check_paths(owner: str, learners: Sequence[NeuralLearner]) -> None:
         )
 
 
-def _count_excluded(owner: str, data: Transitions) -> int:
+def _count_excluded(owner: str, data: Transitions, stacklevel: int = 5) -> int:
     if data.n_excluded == len(data):
         raise ValueError(
             f"{owner}: `data` must hold a transition whose next state is known or terminal, got none in {len(data)}; "
@@ -351,7 +402,7 @@ def _count_excluded(owner: str, data: Transitions) -> int:
             f"{owner}: {data.n_excluded} of {len(data)} transitions end an episode that goes on in an unknown state or "
             f"with unknown available actions; they are left out of the Bellman loss. To use them {RECORD_ENDS}.",
             UserWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )
     return data.n_excluded
 
@@ -384,8 +435,20 @@ def _callbacks(learner: NeuralLearner, origin: Origin) -> list[Callback]:
             def policy() -> NeuralLearner:
                 return learner._copy(origin, event.snapshot(), event.update, _NO_HISTORY.copy())
 
-            return callback(LearnerEvent(event.update, event.n_updates, event.metrics, policy))
+            return _is_true(
+                type(learner).__name__, callback(LearnerEvent(event.update, event.n_updates, event.metrics, policy))
+            )
 
         return call
 
     return [translate(callback) for callback in learner.callbacks or ()]
+
+
+def _is_true(owner: str, answer: Any) -> bool:
+    try:
+        return bool(answer)
+    except ValueError as error:
+        raise TypeError(
+            f"{owner}: `callbacks` must return something true or false, got {type(answer).__name__} of shape "
+            f"{np.shape(answer)}; return True to stop, None to go on."
+        ) from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TRAINING_KIND = "ope-training"
 
 # Settings that change how a run is watched, or how its policy acts, not what it learns.
-WATCHING = frozenset({"progress", "callbacks", "checkpoint_path", "deterministic"})
+WATCHING = frozenset({"progress", "callbacks", "checkpoint_path", "deterministic", "n_act_samples"})
 # Settings that a resumed run may change besides.
 ADJUSTABLE = WATCHING | {"n_threads", "device", "n_updates"}
 
@@ -44,6 +44,8 @@ class Origin:
     reward_scale: float = 1.0
     # Episodes that transitions were drawn from, where the learner does not take all.
     n_episodes_used: int | None = None
+    # What the fitted policy goes on using, whatever is set later.
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def discrete(self) -> bool:
@@ -61,6 +63,7 @@ class Origin:
         seed: int,
         reward_scale: float = 1.0,
         n_episodes_used: int | None = None,
+        settings: Mapping[str, Any] | None = None,
     ) -> Origin:
         """Take over what a log says."""
         return cls(
@@ -74,6 +77,7 @@ class Origin:
             seed=seed,
             reward_scale=reward_scale,
             n_episodes_used=n_episodes_used,
+            settings=dict(settings or {}),
         )
 
 
@@ -90,7 +94,7 @@ class LearnerEvent:
     metrics : dict of str to float
         Averages since the last event.
     policy : callable
-        Returns the policy learned so far, a fitted copy of the learner.
+        A method: ``event.policy()`` returns the policy learned so far, a fitted copy of the learner.
 
     Examples
     --------
@@ -147,7 +151,7 @@ def part_of(tensors: Tensors, k: int) -> Tensors:
     return {name: value[k : k + 1].clone() for name, value in tensors.items()}
 
 
-def together(parts: Sequence[Tensors]) -> Tensors:
+def joined(parts: Sequence[Tensors]) -> Tensors:
     """Join states of models that are to train side by side."""
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

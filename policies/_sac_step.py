@@ -10,7 +10,7 @@ import torch
 from ope.neural.networks import MLP
 from ope.neural.transitions import Batch
 from ope.policies._losses import split_gaussian, squashed_draw
-from ope.policies._step import LearnerStep, repeated, state_action
+from ope.policies._step import LearnerStep, critic_loss, repeated, state_action
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,7 @@ class SoftActorCriticStep(LearnerStep):
 
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
-        q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
-        return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
+        return critic_loss(self.q, batch, targets)
 
     def actor_loss(self, batch: Batch, actions: torch.Tensor, log_prob: torch.Tensor) -> torch.Tensor:
         """Return mean(temperature log pi - min_i Q_i(s, a)), (K,)."""

@@ -125,9 +125,21 @@ def check_settings(owner: str, params: Mapping[str, Any], rules: Mapping[str, Ru
 
 
 def _check_hidden(owner: str, hidden: Any, name: str = "hidden") -> None:
-    if not isinstance(hidden, tuple | list) or not all(isinstance(n, int | np.integer) and n > 0 for n in hidden):
+    if not isinstance(hidden, tuple | list) or not all(map(_is_width, hidden)):
         raise ValueError(
             f"{owner}: `{name}` must be a tuple of widths of hidden layers, got {hidden!r}; try (256, 256)."
+        )
+
+
+def _is_width(n: Any) -> bool:
+    return isinstance(n, int | np.integer) and not isinstance(n, bool) and bool(n > 0)
+
+
+def check_warm_start(owner: str, names: str, before: int, n_updates: int, after: str) -> None:
+    """Raise a ValueError unless something follows the warm start."""
+    if before >= n_updates:
+        raise ValueError(
+            f"{owner}: {names} must be below `n_updates`, got {before} and {n_updates}; lower it: {after}."
         )
 
 

@@ -11,6 +11,7 @@ from ope.neural.generators import ModelGenerators
 from ope.neural.networks import MLP, FlatParameters, Shape
 from ope.neural.optimizer import FlatAdam
 from ope.neural.training import TrainingStep
+from ope.neural.transitions import Batch
 
 
 class LearnerStep(TrainingStep):
@@ -87,6 +88,12 @@ class LearnerStep(TrainingStep):
     def phase(self) -> Hashable | None:
         """Return whether this is an update of the warm start; steps that count updates for something else say what of."""
         return None if self.counts and self.warm_start_updates is None else self.is_warm
+
+
+def critic_loss(q: Ensemble, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
+    """Return sum_i mean (Q_i(s, a) - y)^2 of an ensemble of critics of continuous actions, (K,)."""
+    values = q(state_action(batch.states, batch.actions)).squeeze(3)
+    return batch.bellman_mean((values - targets.unsqueeze(1)).square()).sum(dim=1)
 
 
 def state_action(states: torch.Tensor, actions: torch.Tensor) -> torch.Tensor:

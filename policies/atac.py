@@ -14,7 +14,7 @@ from ope.policies._actors import squashed_distribution
 from ope.policies._atac_step import LOG_STD_BOUNDS, ATACStep, Game
 from ope.policies._critic import CriticLearner
 from ope.policies._runs import LearnerEvent
-from ope.policies._settings import DISCOUNT, FLAG, NATURAL, NONNEGATIVE, POLYAK, POSITIVE, Rule
+from ope.policies._settings import DISCOUNT, FLAG, NATURAL, NONNEGATIVE, POLYAK, POSITIVE, Rule, check_warm_start
 
 if TYPE_CHECKING:
     from ope.neural.transitions import Transitions
@@ -76,6 +76,27 @@ class ATAC(CriticLearner):
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of ATAC
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----
@@ -180,11 +201,8 @@ class ATAC(CriticLearner):
         return ATACStep(game, seeds, cls._numbers(learners, names, data.discrete), data.rewards.device)
 
     def _check_together(self) -> None:
-        if self.warm_start_updates >= self.n_updates:
-            raise ValueError(
-                f"ATAC: `warm_start_updates` must be below `n_updates`, got {self.warm_start_updates} and {self.n_updates}; "
-                "lower it: what follows the warm start is the game."
-            )
+        after = "what follows the warm start is the game"
+        check_warm_start("ATAC", "`warm_start_updates`", self.warm_start_updates, self.n_updates, after)
 
     def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
         return self.deterministic

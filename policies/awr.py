@@ -16,6 +16,7 @@ from ope.neural.training import TrainingStep
 from ope.neural.transitions import Transitions
 from ope.policies._actors import softmax_policy, truncated_distribution
 from ope.policies._awr_step import LOG_STD_BOUNDS, AWRStep, lambda_returns, state_values
+from ope.policies._network_policy import mean_square_score
 from ope.policies._neural import NeuralLearner
 from ope.policies._runs import LearnerEvent
 from ope.policies._settings import COUNT, DISCOUNT, FLAG, POSITIVE, SHARE, Rule
@@ -79,6 +80,27 @@ class AWR(NeuralLearner):
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
 
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of AWR
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the regressions.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
+
     Notes
     -----
     V minimises (G - V(s))^2 and the actor -min(exp(A / beta), 20) log pi(a|s), A = G - V'(s). The TD(lambda) return is
@@ -119,6 +141,7 @@ class AWR(NeuralLearner):
         "deterministic": FLAG,
     }
     individual: ClassVar[frozenset[str]] = NeuralLearner.individual | {"gamma", "td_lambda", "beta"}
+    fixed: ClassVar[tuple[str, ...]] = ("gamma", "td_lambda")
 
     def __init__(
         self,
@@ -217,6 +240,6 @@ class AWR(NeuralLearner):
         transitions = Transitions.from_dataset(data, None, self.origin_.states)
         with one_thread():
             values = state_values(self.networks_["v"], transitions.states)
-            returns = lambda_returns(transitions, values, self.gamma, self.td_lambda)
+            returns = lambda_returns(transitions, values, self._at_fit("gamma"), self._at_fit("td_lambda"))
         errors = (returns - values[:, : len(transitions)])[0, transitions.bellman > 0].double()
-        return -float(errors.square().mean())
+        return mean_square_score(type(self).__name__, errors.numpy())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,7 +15,7 @@ from ope.neural.training import TrainingStep
 from ope.policies._actors import acting_noise, best_of
 from ope.policies._continuous_bcq import LATENT_BOUND, ContinuousBCQStep, GenerativeShape, decoded, perturbed
 from ope.policies._critic import CriticLearner
-from ope.policies._discrete_bcq import BCQStep, constrained_argmax
+from ope.policies._discrete_bcq import BCQStep, constrained_argmax, log_threshold
 from ope.policies._distributions import Point
 from ope.policies._losses import masked_log_softmax
 from ope.policies._runs import LearnerEvent
@@ -88,6 +87,27 @@ class BCQ(CriticLearner):
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
 
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of BCQ
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
+
     Notes
     -----
     Discrete actions. With imitation network G, online Q and target Q':
@@ -142,6 +162,7 @@ class BCQ(CriticLearner):
         "min_weight",
         "n_act_samples",
     }
+    fixed: ClassVar[tuple[str, ...]] = ("gamma", "threshold", "perturbation")
     by_kind: ClassVar[Mapping[str, tuple[Any, Any]]] = {
         "hidden": ((256, 256), (400, 300)),
         "batch_size": (256, 100),
@@ -220,8 +241,8 @@ class BCQ(CriticLearner):
 
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         log_prob = masked_log_softmax(self.networks_["imitation"](states)[0], mask)
-        log_threshold = math.log(self.threshold) if self.threshold > 0 else -math.inf
-        chosen = constrained_argmax(self.networks_["q"](states)[0], log_prob, log_threshold)
+        bound = log_threshold(self._at_fit("threshold"))
+        chosen = constrained_argmax(self.networks_["q"](states)[0], log_prob, bound)
         return functional.one_hot(chosen, self.origin_.n_actions).double()
 
     def _distribution(self, states: FloatArray) -> Point:
@@ -234,4 +255,4 @@ class BCQ(CriticLearner):
         many = repeated(states.unsqueeze(0), n)
         drawn = latents.unsqueeze(1).expand(-1, states.shape[0], -1).reshape(1, -1, 2 * k)
         generated = decoded(nets["decoder"], many, drawn)
-        return perturbed(nets["actor"], many, generated, self.perturbation).view(n, -1, k)
+        return perturbed(nets["actor"], many, generated, self._at_fit("perturbation")).view(n, -1, k)

@@ -17,7 +17,18 @@ from ope.policies._continuous_bcq import GenerativeShape
 from ope.policies._critic import CriticLearner
 from ope.policies._divergences import SIGMAS, Kernel
 from ope.policies._runs import LearnerEvent
-from ope.policies._settings import COUNT, DISCOUNT, NATURAL, NONNEGATIVE, POLYAK, SHARE, Choice, Number, Rule
+from ope.policies._settings import (
+    COUNT,
+    DISCOUNT,
+    NATURAL,
+    NONNEGATIVE,
+    POLYAK,
+    SHARE,
+    Choice,
+    Number,
+    Rule,
+    check_warm_start,
+)
 
 if TYPE_CHECKING:
     from ope.neural.transitions import Transitions
@@ -84,6 +95,27 @@ class BEAR(CriticLearner):
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of BEAR
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----
@@ -207,11 +239,8 @@ class BEAR(CriticLearner):
         return BEARStep(form, shape, seeds, cls._numbers(learners, names, data.discrete), data.rewards.device)
 
     def _check_together(self) -> None:
-        if self.warm_start_updates >= self.n_updates:
-            raise ValueError(
-                f"BEAR: `warm_start_updates` must be below `n_updates`, got {self.warm_start_updates} and {self.n_updates}; "
-                "lower it: only what follows the warm start looks at values."
-            )
+        after = "only what follows the warm start looks at values"
+        check_warm_start("BEAR", "`warm_start_updates`", self.warm_start_updates, self.n_updates, after)
 
     def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
         return True

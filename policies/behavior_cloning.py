@@ -20,7 +20,7 @@ from ope.neural.training import TrainingStep
 from ope.neural.transitions import Batch, Standardizer, Transitions
 from ope.policies._actors import squashed_mean
 from ope.policies._distributions import MixtureNormal, Normal, Point
-from ope.policies._losses import masked_log_softmax, normal_log_prob
+from ope.policies._losses import masked_log_softmax, normal_log_prob, split_gaussian
 from ope.policies._neural import NeuralLearner
 from ope.policies._runs import LearnerEvent
 from ope.policies._settings import COUNT, NONNEGATIVE, Choice, Number, Rule
@@ -50,9 +50,7 @@ def gaussian_parameters(output: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     >>> mean, log_std
     (tensor([[0.5000]]), tensor([[-1.5000]]))
     """
-    mean, raw = output.chunk(2, dim=-1)
-    low, high = LOG_STD_RANGE
-    return mean, low + 0.5 * (high - low) * (torch.tanh(raw) + 1.0)
+    return split_gaussian(output, LOG_STD_RANGE, smooth=True)
 
 
 def mixture_parameters(output: torch.Tensor, n_actions: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -231,9 +229,25 @@ class BehaviorCloning(NeuralLearner):
 
     Attributes
     ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of BehaviorCloning
+        Fitted copies after evenly spaced updates.
     n_episodes_used_ : int
         Episodes that were imitated. The last one counts whole here, and those that tie with it, though a part of their
         weight may do for the share.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----
@@ -353,9 +367,10 @@ class BehaviorCloning(NeuralLearner):
             return None
         if self.form == "deterministic":
             return super()._action_standardizer(data)
-        scale = data.actions.std(axis=0, dtype=np.float64)
+        varies = data.actions.max(axis=0) > data.actions.min(axis=0)
         # A constant column keeps its unit: its density is then as narrow as the bound on the standard deviation.
-        return Standardizer(data.actions.mean(axis=0, dtype=np.float64), np.where(scale > 0, scale, 1.0))
+        scale = np.where(varies, data.actions.std(axis=0, dtype=np.float64), 1.0)
+        return Standardizer(data.actions.mean(axis=0, dtype=np.float64), scale)
 
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         return masked_log_softmax(self.networks_["policy"](states)[0].double(), mask).exp()
@@ -400,6 +415,8 @@ class BehaviorCloning(NeuralLearner):
         float
             Of a deterministic policy minus the mean square of pi(s) - a, in the unit of the actions.
         """
+        self._check_log(data)
+        self._check_labels(data)
         if self._acts_surely(discrete=self._is_discrete()):
             return -float(np.mean(np.square(self.predict(data.states) - data.actions)))
         return float(log_prob_logged(self, data).mean())

@@ -29,6 +29,7 @@ from ope.policies._settings import (
     Choice,
     Number,
     Rule,
+    check_warm_start,
 )
 
 if TYPE_CHECKING:
@@ -111,6 +112,27 @@ class BRAC(CriticLearner):
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of BRAC
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----
@@ -263,12 +285,8 @@ class BRAC(CriticLearner):
 
     def _check_together(self) -> None:
         before = self.behavior_updates + self.warm_start_updates
-        if before >= self.n_updates:
-            raise ValueError(
-                "BRAC: `behavior_updates` + `warm_start_updates` must be below `n_updates`, got "
-                f"{self.behavior_updates} + {self.warm_start_updates} and {self.n_updates}; lower them: only what follows "
-                "looks at values."
-            )
+        names, after = "`behavior_updates` + `warm_start_updates`", "only what follows looks at values"
+        check_warm_start("BRAC", names, before, self.n_updates, after)
 
     def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
         return self.deterministic or self.n_act_samples > 1

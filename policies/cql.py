@@ -17,7 +17,18 @@ from ope.policies._critic import CriticLearner
 from ope.policies._discrete_q import DiscreteQStep, greedy
 from ope.policies._runs import LearnerEvent
 from ope.policies._sac_step import ActorCriticShape
-from ope.policies._settings import COUNT, DISCOUNT, FLAG, NATURAL, NONNEGATIVE, POLYAK, POSITIVE, Number, Rule
+from ope.policies._settings import (
+    COUNT,
+    DISCOUNT,
+    FLAG,
+    NATURAL,
+    NONNEGATIVE,
+    POLYAK,
+    POSITIVE,
+    Number,
+    Rule,
+    check_warm_start,
+)
 
 if TYPE_CHECKING:
     from ope.neural.transitions import Transitions
@@ -87,6 +98,27 @@ class CQL(CriticLearner):
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of CQL
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----
@@ -207,6 +239,10 @@ class CQL(CriticLearner):
         )
         shape = ActorCriticShape(n_states, data.n_actions, hidden, hidden)
         return ContinuousCQLStep(shape, seeds, settings, device, form)
+
+    def _check_together(self) -> None:
+        after = "until then the actor only imitates"
+        check_warm_start("CQL", "`warm_start_updates`", self.warm_start_updates, self.n_updates, after)
 
     def _acts_surely(self, discrete: bool) -> bool:
         return discrete or self.deterministic

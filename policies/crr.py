@@ -99,6 +99,27 @@ class CRR(CriticLearner):
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
 
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of CRR
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
+
     Notes
     -----
     y = r + gamma (1 - terminal) min_i Q'_i(s', a'), a' of the target policy; both critics minimise (Q_i(s, a) - y)^2; the actor

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 # The spread of returns that the authors scale rewards to.
 RETURN_SPREAD = 1000.0
+ROUNDING = 1e-9
 
 
 class IQL(CriticLearner):
@@ -81,6 +82,27 @@ class IQL(CriticLearner):
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of IQL
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----
@@ -180,7 +202,8 @@ class IQL(CriticLearner):
             return float(self.reward_scale)
         returns = np.add.reduceat(data.rewards, data.offsets[:-1])
         spread = float(returns.max() - returns.min())
-        return RETURN_SPREAD / spread if spread > 0 else 1.0
+        # Sums of the same rewards in another order differ by rounding: that is no spread.
+        return RETURN_SPREAD / spread if spread > ROUNDING * float(np.abs(returns).max()) else 1.0
 
     def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
         return self.deterministic

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -93,6 +93,23 @@ class LSPI(CriticPolicy):
     normalize_states : bool
         Whether to standardise states by mean and standard deviation + 1e-3 of the training log.
 
+    Attributes
+    ----------
+    history_ : DataFrame
+        Columns "update", an iteration, and "changed_actions", the next states whose greedy action it changed.
+    status_ : TrainingStatus
+        How many iterations there were, as a sentence.
+    n_updates_ : int
+        Iterations behind the policy.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the system.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
+
     Notes
     -----
     Q(s, a) = w_a^T phi(s). Each iteration solves LSTDQ for the greedy policy of the last one, and ends when no greedy action
@@ -129,6 +146,8 @@ class LSPI(CriticPolicy):
         self.max_iterations = max_iterations
         self.normalize_states = normalize_states
 
+    fixed: ClassVar[tuple[str, ...]] = ("gamma", "degree")
+
     def fit(self, data: LoggedDataset) -> Self:
         """Learn a policy from a log.
 
@@ -145,7 +164,7 @@ class LSPI(CriticPolicy):
         n_columns = data.states.shape[1]
         scaler = Standardizer.fit(data.states) if self.normalize_states else Standardizer.identity(n_columns)
         transitions = Transitions.from_dataset(data, None, scaler)
-        n_excluded = _count_excluded("LSPI", transitions)
+        n_excluded = _count_excluded("LSPI", transitions, stacklevel=3)
         weights, changes, converged = self._iterate(transitions)
         network = MLP([weights.shape[1], data.n_actions], 1, trainable=False)
         network.weights[0].copy_(torch.from_numpy(weights.T.copy()).float().unsqueeze(0))
@@ -159,7 +178,8 @@ class LSPI(CriticPolicy):
                 UserWarning,
                 stacklevel=2,
             )
-        origin = Origin.of(data, scaler, None, n_excluded=n_excluded, seed=0)
+        settings = {name: getattr(self, name) for name in self.fixed}
+        origin = Origin.of(data, scaler, None, n_excluded=n_excluded, seed=0, settings=settings)
         return self._become(origin, {"q": network}, status, history)
 
     def _check(self, data: LoggedDataset) -> None:
@@ -174,7 +194,7 @@ class LSPI(CriticPolicy):
     def _iterate(self, data: Transitions) -> tuple[FloatArray, list[int], bool]:
         """Return the last weights, how many greedy actions each iteration changed, and whether the last changed none."""
         known = data.bellman.numpy() > 0
-        table = self._critic_inputs(data.states.numpy().astype(np.float64))
+        table = _powers(data.states.numpy().astype(np.float64), self.degree)
         now, then = table[: len(data)][known], table[data.next_index.numpy()[known]]
         mask = None if data.action_mask is None else data.action_mask.numpy()[data.next_index.numpy()[known]]
         actions, rewards = data.actions.numpy()[known], data.rewards.numpy()[known].astype(np.float64)
@@ -192,7 +212,7 @@ class LSPI(CriticPolicy):
         return weights, changes, False
 
     def _critic_inputs(self, states: FloatArray) -> FloatArray:
-        return np.asarray(PolynomialFeatures(self.degree).fit_transform(states), dtype=np.float64)
+        return _powers(states, self._at_fit("degree"))
 
     def _acts_surely(self, discrete: bool) -> bool:  # noqa: ARG002
         return True
@@ -200,9 +220,13 @@ class LSPI(CriticPolicy):
     def _probabilities(self, states: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         # In torch, unlike `_critic_inputs`, so that `export` can follow.
         n_columns = len(self.origin_.feature_names)
-        powers = torch.from_numpy(PolynomialFeatures(self.degree).fit(np.zeros((1, n_columns))).powers_)
+        powers = torch.from_numpy(PolynomialFeatures(self._at_fit("degree")).fit(np.zeros((1, n_columns))).powers_)
         inputs = (states.double().unsqueeze(1) ** powers).prod(dim=2).float()
         return greedy(self.networks_["q"](inputs)[0], mask)
+
+
+def _powers(states: FloatArray, degree: int) -> FloatArray:
+    return np.asarray(PolynomialFeatures(degree).fit_transform(states), dtype=np.float64)
 
 
 def _best(q: FloatArray, mask: BoolArray | None) -> npt.NDArray[Any]:

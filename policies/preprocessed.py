@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +16,31 @@ import numpy.typing as npt
 from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.utils.validation import check_is_fitted
 from typing_extensions import Self
 
-from ope.dataset import LoggedDataset, Rows
+from ope.dataset import LoggedDataset, Rows, check_log
 from ope.inputs import as_rows, states_frame
+from ope.policies._class_only import class_only
 from ope.policy import PolicyLearner, RandomState, check_feature_names
-from ope.validation import FloatArray, first_positions
+from ope.validation import FloatArray, first_positions, float_array
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from ope.neural.history import TrainingStatus
     from ope.neural.serialization import Arrays, Metadata
 
 OWNER = "PreprocessedLearner"
+# What stands before the learner.
+FRONT = (
+    "feature_names_in_",
+    "n_features_in_",
+    "transformer_",
+    "feature_names_out_",
+    "training_episode_keys_",
+    "_made_from",
+)
 
 
 class PreprocessedLearner(PolicyLearner):
@@ -41,15 +58,27 @@ class PreprocessedLearner(PolicyLearner):
     transformer_ : transformer
         Fitted on the states of the training log.
     learner_ : PolicyLearner
-        Fitted on the transformed log; its `history_` and `status_` tell how training went.
+        Fitted on the transformed log.
     feature_names_in_ : ndarray of str
         Of the log, before the transformation.
     n_features_in_ : int
+        Their number.
     feature_names_out_ : tuple of str
         Of what the learner sees.
+    history_ : DataFrame
+        Of the learner, as are the next five: absent where it has none.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used.
     checkpoints_ : list of PreprocessedLearner
         Those of the learner, behind the same transformer.
     training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Raises
     ------
@@ -99,10 +128,10 @@ class PreprocessedLearner(PolicyLearner):
         self
         """
         self._check(data)
-        self._fit_transformer(data)
-        return self._adopt(data, self._fresh(resume=False).fit(self._transformed_log(data)))
+        front = self._front(data)
+        return self._adopt(front, front._train(self._fresh(), data))
 
-    @classmethod
+    @class_only
     def fit_many(cls, data: LoggedDataset, learners: Sequence[Self], *, resume: bool = False) -> list[Self]:
         """Fit several to one log: a transformer once, and learners of a kind side by side where their class can.
 
@@ -111,7 +140,8 @@ class PreprocessedLearner(PolicyLearner):
         data : LoggedDataset
         learners : sequence of PreprocessedLearner
         resume : bool
-            Whether to go on with learners that were interrupted.
+            Whether to go on with learners that were interrupted: those that had ended stay as they are, those that had not
+            begun begin.
 
         Returns
         -------
@@ -125,21 +155,37 @@ class PreprocessedLearner(PolicyLearner):
                     f"{OWNER}.fit_many: `learners` must hold {OWNER} objects, got {member!r}; wrap it in one."
                 )
             member._check(data)
-            groups.setdefault((_identity(member.transformer), type(member.learner)), []).append(member)
-        for (_, kind), members in groups.items():
-            first = members[0]
-            if not (resume and hasattr(first, "transformer_")):
-                first._fit_transformer(data)
-            for other in members[1:]:
-                other._share_transformer(first)
-            log, fresh = first._transformed_log(data), [member._fresh(resume=resume) for member in members]
-            if hasattr(kind, "fit_many"):
-                fresh = kind.fit_many(log, fresh, **({"resume": True} if resume else {}))
-            else:
-                fresh = [learner.resume(log) if resume else learner.fit(log) for learner in fresh]
-            for member, learner in zip(members, fresh, strict=True):
-                member._adopt(data, learner)
+            if not (resume and member._has_ended()):
+                groups.setdefault((_identity(member.transformer), type(member.learner)), []).append(member)
+        if resume and learners and not any(member._is_interrupted() for member in learners):
+            raise ValueError(f"{OWNER}.fit_many: no interrupted run is kept; call it without resume.")
+        waiting = list(groups.values())
+        while waiting:
+            members = waiting.pop(0)
+            cls._fit_group(data, members, resume)
+            if any(hasattr(member._fitted(), "training_state_") for member in members):
+                break
+        for member in (member for members in waiting for member in members if not member._is_interrupted()):
+            member.__dict__.pop("learner_", None)
         return list(learners)
+
+    @classmethod
+    def _fit_group(cls, data: LoggedDataset, members: Sequence[Self], resume: bool) -> None:
+        """Fit learners of a kind behind one transformer."""
+        going = next((member for member in members if resume and member._is_interrupted()), None)
+        front = members[0]._front(data) if going is None else going._kept_front(data)
+        fresh = [member._fresh() for member in members]
+        kind, log = type(members[0].learner), front._transformed_log(data)
+        with front._heard(fresh):
+            if hasattr(kind, "fit_many"):
+                fresh = kind.fit_many(log, fresh, **({} if going is None else {"resume": True}))
+            else:
+                fresh = [_go_on(learner, log) if resume else learner.fit(log) for learner in fresh]
+        for member, learner in zip(members, fresh, strict=True):
+            if _is_fitted(learner):
+                member._adopt(front, learner)
+            else:
+                member.__dict__.pop("learner_", None)
 
     def resume(self, data: LoggedDataset, path: str | Path | None = None) -> Self:
         """Go on with a run of the learner that was interrupted.
@@ -154,25 +200,79 @@ class PreprocessedLearner(PolicyLearner):
         Returns
         -------
         self
+
+        Raises
+        ------
+        ValueError
+            If the transformer is another one than that of the run, or the learner refuses to go on.
         """
         self._check(data)
-        if not hasattr(self, "transformer_"):
-            self._fit_transformer(data)
-        return self._adopt(data, self._fresh(resume=True).resume(self._transformed_log(data), path))
+        front, learner = self._kept_front(data), self._fresh()
+        with front._heard([learner]):
+            learner.resume(front._transformed_log(data), path)
+        return self._adopt(front, learner)
 
-    def _fresh(self, *, resume: bool) -> Any:
-        """Return a learner to fit, or to go on with."""
+    def _front(self, data: LoggedDataset) -> Self:
+        """Return a copy with a transformer fitted to a log, and no learner: what is fitted already stays until all has gone well."""
+        front = copy.copy(self)
+        front.__dict__.pop("learner_", None)
+        front._fit_transformer(data)
+        front._remember(data)
+        return front
+
+    def _kept_front(self, data: LoggedDataset) -> Self:
+        """Return a copy with the transformer of the run, or one that is fitted anew where the run left only a file."""
+        if not hasattr(self, "transformer_"):
+            return self._front(data)
+        if getattr(self, "_made_from", _identity(self.transformer)) != _identity(self.transformer):
+            raise ValueError(
+                f"{OWNER}.resume: `transformer` must be that of the run, got {self.transformer!r}; set it back, or call fit."
+            )
+        front = copy.copy(self)
+        front.__dict__.pop("learner_", None)
+        return front
+
+    def _fresh(self) -> Any:
+        """Return a learner to fit, or to go on with where one was interrupted."""
         learner: Any = clone(self.learner)
-        if resume and hasattr(getattr(self, "learner_", None), "training_state_"):
+        if _has_callbacks(self.learner):
+            learner.callbacks = list(self.learner.callbacks)  # the user's own, where a clone has copies
+        if self._is_interrupted():
             learner.training_state_ = self.learner_.training_state_
         return learner
 
+    def _train(self, learner: Any, data: LoggedDataset) -> Any:
+        with self._heard([learner]):
+            return learner.fit(self._transformed_log(data))
+
+    @contextlib.contextmanager
+    def _heard(self, learners: Sequence[Any]) -> Iterator[None]:
+        """Let the callbacks that the user passed hear of policies that take states of the log."""
+        for learner in learners:
+            if _has_callbacks(learner):
+                learner.callbacks = [self._translated(callback) for callback in learner.callbacks]
+        try:
+            yield
+        finally:
+            for learner in learners:
+                if _has_callbacks(learner):
+                    learner.callbacks = [callback.__wrapped__ for callback in learner.callbacks]
+
+    def _translated(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        @functools.wraps(callback)
+        def call(event: Any) -> Any:
+            return callback(replace(event, policy=lambda: self._around(event.policy())))
+
+        return call
+
+    def _is_interrupted(self) -> bool:
+        return hasattr(getattr(self, "learner_", None), "training_state_")
+
+    def _has_ended(self) -> bool:
+        return hasattr(self, "learner_") and not self._is_interrupted()
+
     def _check(self, data: Any) -> None:
-        if not isinstance(data, LoggedDataset):
-            raise TypeError(
-                f"{OWNER}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with "
-                "LoggedDataset.from_pandas or from_arrays."
-            )
+        check_log(OWNER, data)
         if not isinstance(self.learner, PolicyLearner):
             raise TypeError(
                 f"{OWNER}: `learner` must be a PolicyLearner, got {self.learner!r}; pass an object such as BCQ(), not its "
@@ -186,8 +286,10 @@ class PreprocessedLearner(PolicyLearner):
                 "StandardScaler(), or several as make_pipeline(...)."
             )
 
-    def _adopt(self, data: LoggedDataset, learner: Any) -> Self:
-        self._remember(data)
+    def _adopt(self, front: Self, learner: Any) -> Self:
+        """Take over what was fitted."""
+        for name in FRONT:
+            setattr(self, name, getattr(front, name))
         self.learner_ = learner
         return self
 
@@ -208,11 +310,37 @@ class PreprocessedLearner(PolicyLearner):
         labels: npt.NDArray[Any] | None = self._fitted().labels
         return labels
 
+    # What training left: absent (AttributeError) before `fit`, as NotFittedError is one, and where the learner has none.
+
+    @property
+    def history_(self) -> pd.DataFrame:
+        """What the learner recorded while it trained."""
+        history: pd.DataFrame = self._fitted().history_
+        return history
+
+    @property
+    def status_(self) -> TrainingStatus:
+        """How training of the learner ended, as a sentence."""
+        status: TrainingStatus = self._fitted().status_
+        return status
+
     @property
     def n_updates_(self) -> int:
         """Updates behind the policy, where the learner counts them."""
         n: int = self._fitted().n_updates_
         return n
+
+    @property
+    def n_excluded_transitions_(self) -> int:
+        """Transitions that the learner left out of its Bellman loss."""
+        n: int = self._fitted().n_excluded_transitions_
+        return n
+
+    @property
+    def seed_(self) -> int:
+        """The seed that the learner used."""
+        seed: int = self._fitted().seed_
+        return seed
 
     @property
     def checkpoints_(self) -> list[Self]:
@@ -360,7 +488,11 @@ class PreprocessedLearner(PolicyLearner):
         return Rows(states, names, rows.action_mask, rows.extras)
 
     def _transform(self, rows: Rows) -> FloatArray:
-        output = self.transformer_.transform(states_frame(rows))
+        try:
+            output = self.transformer_.transform(states_frame(rows))
+        except ValueError:
+            _check_finite(rows)
+            raise
         states = np.asarray(output.toarray() if sparse.issparse(output) else output, dtype=np.float64)
         if states.ndim != 2 or len(states) != len(rows) or states.shape[1] == 0:
             raise ValueError(
@@ -369,6 +501,7 @@ class PreprocessedLearner(PolicyLearner):
             )
         bad = ~np.isfinite(states).all(axis=1)
         if bad.any():
+            _check_finite(rows)
             raise ValueError(
                 f"{OWNER}: `transformer` must return finite numbers, got NaN or infinite ones at {first_positions(bad)}; choose "
                 "one that is defined at every state."
@@ -379,13 +512,10 @@ class PreprocessedLearner(PolicyLearner):
         rows = data.rows()
         self.feature_names_in_ = np.array(data.feature_names, dtype=object)
         self.n_features_in_ = len(data.feature_names)
+        self._made_from = _identity(self.transformer)
         self.transformer_ = clone(self.transformer).fit(states_frame(rows))
         width = self._transform(rows).shape[1]
         self.feature_names_out_ = _names_out(self.transformer_, width)
-
-    def _share_transformer(self, other: Self) -> None:
-        for name in ("feature_names_in_", "n_features_in_", "transformer_", "feature_names_out_"):
-            setattr(self, name, getattr(other, name))
 
     # ---------------------------------------------------------------- file
 
@@ -461,12 +591,34 @@ def _identity(transformer: Any) -> str:
         return f"object {id(transformer)}"
 
 
+def _check_finite(rows: Rows) -> None:
+    """Raise if the states are at fault: only then, since an imputer may well take NaN."""
+    float_array(OWNER, "states", rows.states, 2)
+
+
 def _names_out(transformer: Any, width: int) -> tuple[str, ...]:
     try:
         names = tuple(str(name) for name in transformer.get_feature_names_out())
     except (AttributeError, ValueError):
         names = ()
     return names if len(names) == width else tuple(f"transformed_{i}" for i in range(width))
+
+
+def _has_callbacks(learner: Any) -> bool:
+    # Anything else than a list is for the learner to refuse.
+    return isinstance(getattr(learner, "callbacks", None), (list, tuple)) and all(map(callable, learner.callbacks))
+
+
+def _is_fitted(learner: Any) -> bool:
+    try:
+        check_is_fitted(learner)
+    except NotFittedError:
+        return False
+    return True
+
+
+def _go_on(learner: Any, log: LoggedDataset) -> Any:
+    return learner.resume(log) if hasattr(learner, "training_state_") else learner.fit(log)
 
 
 def _given(action_mask: npt.ArrayLike | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ope.policies._critic import CriticLearner
 from ope.policies._distributions import Point
 from ope.policies._runs import LearnerEvent
 from ope.policies._settings import COUNT, DISCOUNT, NONNEGATIVE, POLYAK, Rule
-from ope.policies._step import LearnerStep, state_action
+from ope.policies._step import LearnerStep, critic_loss, state_action
 
 if TYPE_CHECKING:
     from ope.neural.transitions import Batch, Transitions
@@ -78,8 +78,7 @@ class TD3BCStep(LearnerStep):
 
     def q_loss(self, batch: Batch, targets: torch.Tensor) -> torch.Tensor:
         """Return sum_i mean (Q_i(s, a) - y)^2, (K,)."""
-        q = self.q(state_action(batch.states, batch.actions)).squeeze(3)
-        return batch.bellman_mean((q - targets.unsqueeze(1)).square()).sum(dim=1)
+        return critic_loss(self.q, batch, targets)
 
     def actor_loss(self, batch: Batch) -> torch.Tensor:
         """Return -lambda mean Q_1(s, pi(s)) + mean (pi(s) - a)^2, lambda = alpha / mean |Q_1|, (K,)."""
@@ -162,6 +161,27 @@ class TD3BC(CriticLearner):
     precision : {"float32", "tf32", "bfloat16"}
         Of the products of matrices in training. "tf32": on a GPU. "bfloat16": between hidden layers, faster where the processor has
         the instructions.
+
+    Attributes
+    ----------
+    history_ : DataFrame
+        Column "update" and metrics, averaged since the row before.
+    status_ : TrainingStatus
+        How training ended, as a sentence.
+    n_updates_ : int
+        Updates behind the policy.
+    checkpoints_ : list of TD3BC
+        Fitted copies after evenly spaced updates.
+    n_excluded_transitions_ : int
+        Last transitions of episodes that go on to an unknown state: left out of the Bellman loss.
+    seed_ : int
+        The seed used: `random_state`, or the one drawn for None.
+    feature_names_in_ : ndarray of str
+        Of the states.
+    n_features_in_ : int
+        Their number.
+    training_episode_keys_ : ndarray of uint64
+        Hashes of the identifiers of the training episodes.
 
     Notes
     -----

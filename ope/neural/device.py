@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -63,18 +64,39 @@ def _check_usable(resolved: torch.device, device: str | torch.device, owner: str
 def use_threads(n_threads: int) -> Iterator[None]:
     """Run the block with `n_threads` torch threads on the CPU, and restore their number behind it.
 
+    Blocks of several Python threads may overlap: the last one to end restores what was there before the first.
+
     Examples
     --------
     >>> with use_threads(1):
     ...     torch.get_num_threads()
     1
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(n_threads)
+    before = _open_block(n_threads)
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        _close_block(before)
+
+
+_BLOCKS = threading.Lock()
+_open = {"blocks": 0, "before": 0}
+
+
+def _open_block(n_threads: int) -> int:
+    with _BLOCKS:
+        before = torch.get_num_threads()
+        if _open["blocks"] == 0:
+            _open["before"] = before
+        _open["blocks"] += 1
+        torch.set_num_threads(n_threads)
+        return before
+
+
+def _close_block(before: int) -> None:
+    with _BLOCKS:
+        _open["blocks"] -= 1
+        torch.set_num_threads(before if _open["blocks"] else _open["before"])
 
 
 def one_thread() -> contextlib.AbstractContextManager[None]:

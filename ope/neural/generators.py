@@ -39,7 +39,7 @@ class Draw:
     def __call__(self, generator: torch.Generator) -> torch.Tensor:
         """Draw on the CPU, float32."""
         if self.bounds is None:
-            return torch.randn(self.shape, generator=generator)
+            return torch.randn(self.shape, generator=generator, dtype=torch.float32)
         low, high = self.bounds
         return torch.rand(self.shape, generator=generator, dtype=torch.float64).mul_(high - low).add_(low).float()
 

@@ -88,6 +88,7 @@ class MetricLog:
 
     names: list[str] = field(default_factory=list)
     total: torch.Tensor | None = None
+    first: torch.Tensor | None = None  # the loss of the first update, (K,)
     count: int = 0
     updates: list[int] = field(default_factory=list)
     rows: list[torch.Tensor] = field(default_factory=list)
@@ -97,6 +98,8 @@ class MetricLog:
         if self.total is None:
             self.names = list(metrics)
             self.total = torch.zeros_like(torch.stack(list(metrics.values())))
+        if self.first is None:
+            self.first = metrics["loss"].clone()
         self.total += torch.stack([metrics[name] for name in self.names])
         self.count += 1
 
@@ -113,7 +116,8 @@ class MetricLog:
     def broken(self) -> torch.Tensor:
         """Return which models' last window shows a divergence, (K,)."""
         last, loss = self.rows[-1], self.names.index("loss")
-        limit = EXPLOSION * self.rows[0][loss].abs().clamp(min=1.0)
+        first = self.rows[0][loss] if self.first is None else self.first.cpu().double()
+        limit = EXPLOSION * first.abs().clamp(min=1.0)
         return ~torch.isfinite(last).all(dim=0) | ~(last[loss].abs() <= limit)
 
     def finite(self) -> torch.Tensor | None:
@@ -140,7 +144,7 @@ class MetricLog:
             state[f"total/{i:03d}/{name}"] = self.total[i].clone()
             rows = [row[i] for row in self.rows]
             state[f"rows/{i:03d}/{name}"] = torch.stack(rows, dim=1) if rows else torch.zeros(n_models, 0).double()
-        return state
+        return state if self.first is None else {**state, "first": self.first.clone()}
 
     @classmethod
     def from_state(cls, state: Tensors, device: torch.device) -> MetricLog:
@@ -152,4 +156,5 @@ class MetricLog:
             rows = torch.stack([state[name.replace("total/", "rows/", 1)] for name in totals])
             log.rows = list(rows.unbind(dim=2))
         log.updates = state["updates"][0].tolist()
+        log.first = state["first"].to(device, copy=True) if "first" in state else None
         return log

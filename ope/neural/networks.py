@@ -59,7 +59,7 @@ class FlatParameters:
         self.trainable = trainable
         self._bounds = _aligned_bounds(self.shapes)
         width = max((high for _, high in self._bounds.values()), default=0)
-        self.flat = torch.zeros(n_models, _aligned(width), device=device)
+        self.flat = torch.zeros(n_models, _aligned(width), dtype=torch.float32, device=device)
         self.constants = self.split(self.flat)
         self.views = {name: view.detach().requires_grad_(trainable) for name, view in self.constants.items()}
 
@@ -184,7 +184,9 @@ class MLP:
         for weight, bias in self._frozen.layers:
             bound = 1.0 / math.sqrt(weight.shape[1])
             for values in (weight, bias):
-                draws = [torch.rand(values.shape[1:], generator=generator) for generator in generators]
+                draws = [
+                    torch.rand(values.shape[1:], generator=generator, dtype=torch.float32) for generator in generators
+                ]
                 values.copy_(torch.stack(draws).mul_(2.0 * bound).sub_(bound))
         return self
 

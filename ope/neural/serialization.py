@@ -229,6 +229,8 @@ def _json_param(owner: str, key: str, value: Any) -> Any:
         return {"tuple": [_json_param(owner, key, item) for item in value]}
     if isinstance(value, np.generic):
         return value.item()
+    if isinstance(value, np.ndarray):
+        return _json_param(owner, key, value.tolist())
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, os.PathLike):

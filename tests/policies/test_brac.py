@@ -290,7 +290,7 @@ def test_what_brac_refuses() -> None:
         BRAC().fit(random_log())
     log = random_log(continuous=True)
     with pytest.raises(
-        ValueError, match=r"`behavior_updates` \+ `warm_start_updates` must be below `n_updates`, got 5"
+        ValueError, match=r"`behavior_updates` \+ `warm_start_updates` must be below `n_updates`, got 9"
     ):
         BRAC(n_updates=9, behavior_updates=5, warm_start_updates=4).fit(log)
     with pytest.raises(ValueError, match="BRAC: `divergence` must be 'kl' or 'mmd', got 'chi2'"):

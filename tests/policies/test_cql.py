@@ -278,7 +278,7 @@ def test_score_is_the_mean_squared_error_of_the_critic() -> None:
     ("bounds", "error", "message"),
     [
         ((0.0, 1.0), ValueError, "CQL: `action_bounds` must hold every logged action"),
-        ((1.0, -1.0), ValueError, "CQL: `action_bounds` must be finite with low < high"),
+        ((1.0, -1.0), ValueError, "`action_bounds` must be .*finite with low < high"),
         (3.0, TypeError, r"CQL: `action_bounds` must be \(low, high\)"),
     ],
 )

@@ -65,7 +65,11 @@ def log_of(name: str) -> LoggedDataset:
 
 def believed(learner: Any, log: LoggedDataset) -> Any:
     """What a learner believes of logged continuous actions, of all discrete ones, or of states where it has no Q."""
-    return learner.values(log.states) if hasattr(learner, "values") else learner.q_values(log.states, log.actions)
+    return (
+        learner.values(log.states)
+        if hasattr(learner, "values")
+        else learner.q_values(log.states, None if log.discrete else log.actions)
+    )
 
 
 def interrupt(event: LearnerEvent) -> None:

@@ -18,6 +18,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.compose import ColumnTransformer
 from sklearn.decomposition import PCA
 from sklearn.exceptions import NotFittedError
+from sklearn.impute import SimpleImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import (
     FunctionTransformer,
@@ -304,7 +305,86 @@ def test_transformers_keep_parameters_that_differ_from_defaults() -> None:
         pack_transformer(PCA(random_state=np.random.RandomState(0)))
 
 
+def test_what_training_left_is_that_of_the_learner(tmp_path: Path) -> None:
+    log = random_log()
+    policy = PreprocessedLearner(StandardScaler(), BCQ(**SMALL, checkpoints=3, random_state=5))
+    names = ("history_", "status_", "n_updates_", "n_excluded_transitions_", "seed_", "checkpoints_")
+    assert not any(hasattr(policy, name) for name in names)
+    policy.fit(log)
+    assert policy.history_ is policy.learner_.history_
+    assert policy.history_["update"].tolist() == [10, 20, 30]
+    assert str(policy.status_) == "completed 30 updates"
+    assert (policy.n_updates_, policy.seed_) == (30, 5)
+    assert policy.n_excluded_transitions_ == policy.learner_.n_excluded_transitions_
+    for one in policy.checkpoints_:
+        assert isinstance(one, PreprocessedLearner)
+        assert one.history_["update"].max() == one.n_updates_
+        wanted = one.learner_.predict(
+            policy.transformer_.transform(pd.DataFrame(log.states, columns=log.feature_names))
+        )
+        np.testing.assert_array_equal(one.predict(log.states), wanted)
+    assert not any(hasattr(clone(policy), name) for name in names)
+    policy.save(tmp_path / "policy")
+    loaded = load_policy(tmp_path / "policy")
+    pd.testing.assert_frame_equal(loaded.history_, policy.history_)
+    assert loaded.status_ == policy.status_
+
+
+class Bare(PolicyLearner):
+    """A learner of the user's own that keeps no record of its training."""
+
+    def fit(self, data: LoggedDataset) -> Bare:
+        self._remember(data)
+        return self
+
+
+def test_what_the_learner_lacks_is_absent() -> None:
+    policy = PreprocessedLearner(StandardScaler(), Bare()).fit(random_log())
+    for name in ("history_", "status_", "n_updates_", "n_excluded_transitions_", "seed_", "checkpoints_"):
+        with pytest.raises(AttributeError, match=f"'Bare' object has no attribute '{name}'"):
+            getattr(policy, name)
+
+
+def test_its_training_is_drawn() -> None:
+    pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    from matplotlib.figure import Figure
+
+    from ope.plotting import plot_history
+
+    policy = PreprocessedLearner(StandardScaler(), BehaviorCloning(**SMALL)).fit(random_log())
+    (ax,) = plot_history(policy, ax=Figure().subplots())
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), policy.learner_.history_["loss"])
+
+
 # -------------------------------------------------------------------- bad use
+
+
+@pytest.mark.parametrize("transformer", [StandardScaler(), PCA(2), make_pipeline(MinMaxScaler(), PCA(2))])
+@pytest.mark.parametrize("verb", ["predict", "predict_proba", "sample", "q_values"])
+def test_nan_in_states_is_no_fault_of_the_transformer(transformer: Any, verb: str) -> None:
+    log = random_log()
+    policy = PreprocessedLearner(transformer, LSPI(ridge=1.0)).fit(log)
+    states = log.states[:4].copy()
+    states[2, 1] = np.nan
+    for given in (states, pd.DataFrame(states, columns=log.feature_names)):
+        with pytest.raises(
+            ValueError, match=r"PreprocessedLearner: `states` must be finite, got NaN .* rows 2 \(1 in all\)"
+        ):
+            getattr(policy, verb)(given)
+    states[2, 1] = np.inf
+    with pytest.raises(ValueError, match="PreprocessedLearner: `states` must be finite"):
+        getattr(policy, verb)(states)
+
+
+def test_an_imputer_takes_nan_and_other_faults_stay_its_own() -> None:
+    log = random_log()
+    states = log.states[:4].copy()
+    states[2, 1] = np.nan
+    policy = PreprocessedLearner(make_pipeline(SimpleImputer(), StandardScaler()), LSPI(ridge=1.0)).fit(log)
+    filled = np.where(np.isnan(states), log.states.mean(axis=0), states)
+    np.testing.assert_array_equal(policy.predict(states), policy.predict(filled))
+    with pytest.raises(ValueError, match="`transformer` must return finite numbers"):
+        PreprocessedLearner(FunctionTransformer(lambda x: x / (x > 0)), LSPI(ridge=1.0)).fit(log)
 
 
 class Odd(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -500,3 +580,90 @@ def test_transformers_behind_transformers_and_what_is_no_tensor(tmp_path: Path) 
     with pytest.raises(NotFittedError, match="PreprocessedLearner is not fitted"):
         inner.export(tmp_path / "other.pt")
     assert not (tmp_path / "other.pt").exists()
+
+
+# -------------------------------------------------------------------- what a fit must not do
+
+
+def test_a_failed_refit_leaves_the_policy_as_it_was() -> None:
+    log = random_log()
+    policy = PreprocessedLearner(StandardScaler(), BCQ(**SMALL)).fit(log)
+    said, keys = policy.q_values(log.states), policy.training_episode_keys_
+    moved = random_log(9, seed=1)
+    elsewhere = moved.replace(states=5.0 + 3.0 * moved.states)
+    with pytest.raises(ValueError, match="BCQ: `tau` must be"):
+        policy.set_params(learner__tau=7.0).fit(elsewhere)
+    with pytest.raises(ValueError, match="BCQ: `tau` must be"):
+        PreprocessedLearner.fit_many(elsewhere, [policy])
+    np.testing.assert_array_equal(policy.q_values(log.states), said)
+    np.testing.assert_array_equal(policy.training_episode_keys_, keys)
+
+
+class Recorder:
+    """A callback that is an object."""
+
+    def __init__(self, log: LoggedDataset) -> None:
+        self.log, self.seen = log, list[Any]()
+
+    def __call__(self, event: Any) -> None:
+        self.seen.append(event.policy().predict_proba(self.log.states))
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_callbacks_are_the_users_and_hear_of_policies_of_the_log(many: bool) -> None:
+    log = random_log()
+    recorder = Recorder(log)
+    policy = PreprocessedLearner(StandardScaler(), BCQ(**SMALL, callbacks=[recorder]))
+    if many:
+        PreprocessedLearner.fit_many(log, [policy])
+    else:
+        policy.fit(log)
+    assert len(recorder.seen) == 3
+    np.testing.assert_array_equal(recorder.seen[-1], policy.predict_proba(log.states))
+    assert policy.learner.get_params()["callbacks"] == policy.learner_.get_params()["callbacks"] == [recorder]
+
+
+def test_a_run_goes_on_behind_its_own_transformer_only() -> None:
+    log = random_log()
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    cut = PreprocessedLearner(StandardScaler(), BCQ(**SMALL, callbacks=[interrupt]))
+    with pytest.warns(UserWarning, match="interrupted"):
+        cut.fit(log)
+    cut.set_params(learner__callbacks=None, transformer=MinMaxScaler())
+    for go_on in (lambda: cut.resume(log), lambda: PreprocessedLearner.fit_many(log, [cut], resume=True)):
+        with pytest.raises(
+            ValueError, match=r"PreprocessedLearner.resume: `transformer` must be that of the run, got MinMaxScaler"
+        ):
+            go_on()
+    cut.set_params(transformer=StandardScaler())
+    same_policy(cut.resume(log).learner_, PreprocessedLearner(StandardScaler(), BCQ(**SMALL)).fit(log).learner_)
+
+
+def test_many_behind_several_transformers_stop_and_go_on_together() -> None:
+    log = random_log()
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    def three(**own: Any) -> list[PreprocessedLearner]:
+        learners = [BCQ(**SMALL), BCQ(**SMALL, **own), BCQ(**SMALL)]
+        return [
+            PreprocessedLearner(one, learner)
+            for one, learner in zip((StandardScaler(), MinMaxScaler(), PCA(2)), learners, strict=True)
+        ]
+
+    many = three(callbacks=[interrupt])
+    with pytest.warns(UserWarning, match="interrupted"):
+        PreprocessedLearner.fit_many(log, many)
+    assert [hasattr(one, "learner_") for one in many] == [True, True, False]
+    many[1].set_params(learner__callbacks=None)
+    PreprocessedLearner.fit_many(log, many, resume=True)
+    for ours, theirs in zip(many, PreprocessedLearner.fit_many(log, three()), strict=True):
+        same_policy(ours.learner_, theirs.learner_)
+    with pytest.raises(ValueError, match=r"PreprocessedLearner.fit_many: no interrupted run is kept"):
+        PreprocessedLearner.fit_many(log, many, resume=True)
+    with pytest.raises(TypeError, match=r"PreprocessedLearner.fit_many must be called on the class"):
+        many[0].fit_many(log, many)
