@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +15,8 @@ import pytest
 
 from ope import Level, LoggedDataset, PolicySelector
 from ope.estimators import LSTDQ, DoublyRobust, WeightedIS
-from ope.policies import EpsilonGreedy, TabularPolicy
+from ope.policies import BCQ, EpsilonGreedy, TabularPolicy
+from ope.search import select_checkpoint
 from ope.validation import FloatArray
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -153,6 +155,24 @@ def test_exploration_does_not_hide_the_training_episodes(log: LoggedDataset) -> 
     explored = EpsilonGreedy(study.GreedyModel(0.9).fit(log), epsilon=0.3)
     estimate = WeightedIS(gamma=0.9).fit(log, explored).estimate()
     assert estimate.verdict.reasons[-1].startswith("The policy was trained on 200 of the 200 evaluation episodes")
+
+
+def test_logs_whose_ids_merely_coincide_are_told_apart_by_other_ids() -> None:
+    """Both number their episodes from 0; the remedy that the message names removes it."""
+    before, after = bandit_log(25, 0), bandit_log(25, 1)
+    policy = BCQ(hidden=(4,), n_updates=5, random_state=0).fit(before)
+    remedy = "where only the ids coincide, .* give the episodes of one log others"
+    assert re.search(remedy, WeightedIS(gamma=1.0).fit(after, policy).estimate().verdict.reasons[-1])
+    refused = PolicySelector([WeightedIS(gamma=1.0)]).fit(after, {"learned": policy}).results_.loc[0, "reasons"]
+    assert re.search(remedy, str(refused))
+    checkpoints = BCQ(hidden=(4,), n_updates=6, checkpoints=2, random_state=0).fit(before)
+    with pytest.raises(ValueError, match=remedy):
+        select_checkpoint(checkpoints, after, [WeightedIS(gamma=1.0)])
+    renamed = LoggedDataset.from_arrays(
+        after.states, after.actions, after.rewards, lengths=after.lengths, ends="terminal", behavior_prob=[0.5] * 100,
+        episode_ids=[f"after {i}" for i in range(100)],
+    )  # fmt: skip
+    assert WeightedIS(gamma=1.0).fit(renamed, policy).estimate().diagnostics["training_overlap"] == 0
 
 
 # -------------------------------------------------------------------------------- the study

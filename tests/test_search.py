@@ -14,7 +14,7 @@ import pytest
 from scipy.stats import uniform
 from sklearn.base import clone
 from sklearn.decomposition import PCA
-from sklearn.exceptions import NotFittedError
+from sklearn.exceptions import FitFailedWarning, NotFittedError
 from typing_extensions import Self
 
 import ope
@@ -330,7 +330,8 @@ def test_a_policy_that_has_seen_the_log_is_refused(log: LoggedDataset) -> None:
 
 
 def test_a_learner_that_fails_is_a_row_that_says_why(log: LoggedDataset) -> None:
-    found = cross_fit_select({"bad": Table(-1.0), "a": Table(0.3)}, log, [WeightedIS(gamma=1.0)], n_folds=2)
+    with pytest.warns(FitFailedWarning, match="at least 0"):
+        found = cross_fit_select({"bad": Table(-1.0), "a": Table(0.3)}, log, [WeightedIS(gamma=1.0)], n_folds=2)
     row = found.results_.set_index("candidate").loc["bad"]
     assert row["verdict"] == "REFUSE"
     assert "must be at least 0" in row["reasons"]
@@ -533,10 +534,23 @@ def test_settings_that_train_together_do(log: LoggedDataset) -> None:
     assert Batched.batches == [2, 2, 2, 2]
     assert np.array_equal(together.cv_results_["mean_test_score"], apart.cv_results_["mean_test_score"])
     Batched.batches.clear()
-    search = make(learner=Batched(checkpoints=2), param_grid={"weight": [-1.0, 0.9]}).fit(log)
+    with pytest.warns(FitFailedWarning, match="at least 0"):
+        search = make(learner=Batched(checkpoints=2), param_grid={"weight": [-1.0, 0.9]}).fit(log)
     assert Batched.batches == [2, 2, 2, 2]
     assert "must be at least 0" in search.cv_results_["reasons"][0]
     assert search.best_params_ == {"weight": 0.9}
+
+
+def test_settings_that_cannot_train_together_are_called_apart(log: LoggedDataset) -> None:
+    class Grouped(Batched):
+        def _group_key(self) -> str:
+            return str(self.n_updates)
+
+    grid = {"weight": [-1.0, 0.9], "n_updates": [2]}, {"weight": [0.3, 0.9], "n_updates": [4]}
+    with pytest.warns(FitFailedWarning, match="at least 0"):
+        make(learner=Grouped(), param_grid=list(grid), n_repeats=1, refit="none").fit(log)
+    assert Batched.batches == [2, 2]
+    assert [fit["weight"] for fit in Table.fits] == [0.9, 0.3, 0.9]
 
 
 def test_training_that_ends_early_is_told(log: LoggedDataset) -> None:

@@ -10,11 +10,23 @@ import numpy as np
 import pytest
 from scipy import stats
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
 
 from ope import Estimate, Level, LoggedDataset, OffPolicyEstimator, PolicySelector, Verdict
 from ope.estimators import LSTDQ, DoublyRobust, ImportanceSampling, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.inference import fold_of, max_t_quantile, selected_value
-from ope.policies import ColumnPolicy, TabularPolicy
+from ope.policies import (
+    BCQ,
+    CQL,
+    LSPI,
+    ColumnPolicy,
+    EpsilonGreedy,
+    FunctionPolicy,
+    PreprocessedLearner,
+    TabularPolicy,
+)
 from ope.policy import Policy
 from ope.problems import RandomMDP, RiverSwim
 
@@ -112,6 +124,46 @@ def test_a_failing_candidate_is_a_row_that_says_why(log: LoggedDataset, candidat
     assert "the model file is gone" in row["reasons"]
     assert np.isnan(np.asarray(row["value"], dtype=float))
     assert selector.best_name_ in candidates
+
+
+NO_CANDIDATES: dict[str, tuple[Any, type[Exception], str]] = {
+    "unfitted": (CQL(), NotFittedError, "candidate 'x' must be fitted, got CQL before fit; call fit"),
+    "unfitted in closed form": (LSPI(), NotFittedError, "got LSPI before fit"),
+    "unfitted inside": (EpsilonGreedy(BCQ(), 0.1), NotFittedError, "candidate 'x' must be fitted, got BCQ"),
+    "unfitted behind": (PreprocessedLearner(StandardScaler(), CQL()), NotFittedError, "got PreprocessedLearner"),
+    "class": (CQL, TypeError, r"candidate 'x' must be a Policy, got the class CQL; pass .* CQL\(\).fit\(train\)"),
+    "text": ("cql", TypeError, "candidate 'x' must be a Policy, got the str 'cql'"),
+    "none": (None, TypeError, "got the NoneType None"),
+    "classifier": (LogisticRegression(), TypeError, "wrap it: ope.policies.ClassifierPolicy"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CANDIDATES)
+def test_what_is_no_candidate_is_told_before_any_work(
+    log: LoggedDataset, candidates: dict[str, Policy], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given, error, words = NO_CANDIDATES[name]
+    fits: list[Any] = []
+    monkeypatch.setattr(WeightedIS, "fit", lambda *_: fits.append(1))
+    with pytest.raises(error, match=f"^PolicySelector.fit: .*{words}"):
+        PolicySelector([WeightedIS(gamma=1.0)]).fit(log, {**candidates, "x": given})
+    assert fits == []
+
+
+def test_policies_that_need_no_fit_are_candidates(log: LoggedDataset, candidates: dict[str, Policy]) -> None:
+    import pandas as pd
+
+    data = log.replace(extras=pd.DataFrame({"p": np.exp(np.asarray(log.behavior_log_prob))}))
+    half = np.full((log.states.shape[1], 2), 0.5)
+    rules = {
+        "column": ColumnPolicy("p"),
+        "table": TabularPolicy(half),
+        "function": FunctionPolicy(predict_proba=lambda states: np.full((len(states), 2), 0.5)),
+        "greedy": EpsilonGreedy(TabularPolicy(half), 0.5),
+        "learned": PreprocessedLearner(StandardScaler(), BCQ(hidden=(4,), n_updates=3, random_state=0)).fit(log),
+    }
+    selector = PolicySelector([PerDecisionIS(gamma=1.0)], allow_overlap=True).fit(data, {**candidates, **rules})
+    assert selector.results_["value"].notna().all()
 
 
 def test_a_mismatch_of_capabilities_is_a_row_that_names_what_would_work(

@@ -8,13 +8,14 @@ from typing import Any
 
 import pandas as pd
 
-from ope.dataset import LoggedDataset
+from ope.dataset import LoggedDataset, check_log
 from ope.display import Markup, html_table, tag
 from ope.estimate import estimate_row
-from ope.estimator import OffPolicyEstimator
+from ope.estimator import OTHER_IDS, OffPolicyEstimator
 from ope.policy import Policy, PolicyLearner, overlap
-from ope.search.training import check_log, named_estimators, new_selector, stages
+from ope.search.training import named_estimators, new_selector, stages
 from ope.selection import PolicySelector
+from ope.selection.decision import nothing_in_words
 
 OWNER = "select_checkpoint"
 SHOWN = ("n_updates", "estimator", "value", "std_error", "low", "high", "lower_bound", "verdict")
@@ -54,6 +55,8 @@ class CheckpointSelection:
     @property
     def decision_(self) -> str:
         """The choice and its reason, in words."""
+        if self.best_n_updates_ is None:
+            return nothing_in_words(self.selection_.deployed_name_, "selection_.results_")
         return str(self.selection_.decision_)
 
     def summary(self) -> str:
@@ -178,5 +181,5 @@ def _check_overlap(learner: PolicyLearner, data: LoggedDataset, allowed: bool) -
         raise ValueError(
             f"{OWNER}: `data` must hold episodes that the learner has not seen, got {shared} of {data.n_episodes} from its "
             "training: their luck would choose the checkpoint. Split the log with data.split, or use PolicySearch, which "
-            "splits it itself."
+            f"splits it itself{OTHER_IDS}."
         )

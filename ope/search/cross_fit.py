@@ -12,8 +12,8 @@ from joblib import delayed
 from sklearn.base import clone
 from threadpoolctl import threadpool_limits
 
-from ope.dataset import LoggedDataset
-from ope.display import Markup, html_table, tag
+from ope.dataset import LoggedDataset, check_log
+from ope.display import Markup, bullets, html_table, tag
 from ope.estimate import Estimates
 from ope.estimator import OffPolicyEstimator
 from ope.policy import Policy, PolicyLearner
@@ -27,7 +27,16 @@ from ope.search.folds import (
     run_tasks,
     value_on_part,
 )
-from ope.search.training import check_log, learn, named_estimators, new_selector, seed_of
+from ope.search.results import refusals
+from ope.search.training import (
+    all_or_nothing,
+    fit_whole,
+    learn,
+    named_estimators,
+    new_selector,
+    seed_of,
+    warn_of_failures,
+)
 from ope.selection import PolicySelector
 from ope.validation import IntArray, check_integer
 
@@ -94,12 +103,18 @@ class CrossFitSelection:
                 f"best_policy_ was learned anew from all {len(self.fold_)} episodes: none is left to value it on, so that its "
                 "estimate is the held-out one above; fitted to this log again, an estimator would report the overlap."
             )
+            doubt = self.best_policy_.training_doubt
+            said += [] if doubt is None else [doubt[1]]
         return " ".join(said)
 
+    def _notes(self) -> list[str]:
+        """Return why candidates are refused, by estimator."""
+        return [f"{key}: {note}" for key, found in self.estimates_.items() for note in refusals(found)]
+
     def summary(self) -> str:
-        """Return the decision and the table as text."""
+        """Return the decision, the table and why candidates are refused as text."""
         table = self.results_[[*SHOWN]].to_string(index=False, float_format=lambda value: f"{value:.4g}")
-        return f"{self.decision_}\n\n{table}"
+        return "\n\n".join([self.decision_, table, *self._notes()])
 
     def __repr__(self) -> str:
         names = list(dict.fromkeys(self.results_["candidate"]))
@@ -109,7 +124,7 @@ class CrossFitSelection:
 
     def _repr_html_(self) -> str:
         rows = self.results_[[*SHOWN]].itertuples(index=False)
-        return Markup(tag("p", self.decision_) + html_table(SHOWN, rows))
+        return Markup(tag("p", self.decision_) + html_table(SHOWN, rows) + bullets(self._notes()))
 
 
 def cross_fit_select(
@@ -156,7 +171,10 @@ def cross_fit_select(
     Raises
     ------
     ValueError, TypeError
-        If learners, log, estimators or numbers are unusable, before any work; never because one learner fails.
+        If learners, log, estimators or numbers are unusable, before any work; never because one learner fails: a
+        FitFailedWarning tells of that.
+    KeyboardInterrupt
+        If Ctrl-C ended the training of a learner: nothing is kept.
 
     Notes
     -----
@@ -193,13 +211,17 @@ def cross_fit_select(
     _check_learners(learners)
     parts = fold_parts(data, n_folds, seed_of(OWNER, random_state))
     selector = new_selector(OWNER, named, data, criterion, selection, list(learners))
-    tasks = (delayed(_work)(part, learners, named, data) for part in parts)
-    found = run_tasks(tasks, len(parts), "fold", n_jobs, progress)
-    stand_ins = {name: _stand_in(learner, n_folds) for name, learner in learners.items()}
-    selector.set_params(estimators=pooled_estimators(found, parts, data, list(learners))).fit(data, stand_ins)
+    with all_or_nothing(OWNER):
+        tasks = (delayed(_work)(part, learners, named, data) for part in parts)
+        done = run_tasks(tasks, len(parts), "fold", n_jobs, progress)
+        found = [values for values, _ in done]
+        warn_of_failures(OWNER, [failures for _, failures in done], repr)
+        stand_ins = {name: _stand_in(learner, n_folds) for name, learner in learners.items()}
+        selector.set_params(estimators=pooled_estimators(found, parts, data, list(learners))).fit(data, stand_ins)
+        best_policy = _final(learners, selector.best_name_, data) if refit else None
     return CrossFitSelection(
         selection_=selector,
-        best_policy_=_final(learners, selector.best_name_, data) if refit else None,
+        best_policy_=best_policy,
         folds_=part_table(found, parts, "fold"),
         fold_=_fold_numbers(parts, data.n_episodes),
     )
@@ -207,14 +229,16 @@ def cross_fit_select(
 
 def _work(
     part: Part, learners: Mapping[str, Policy], named: Mapping[str, OffPolicyEstimator], data: LoggedDataset
-) -> Values:
-    """Learn on one part's episodes and value on its others."""
+) -> tuple[Values, dict[str, str]]:
+    """Learn on one part's episodes and value on its others; say what could not be learned."""
     names = list(learners)
     learned = learn(dict(enumerate(learners.values())), data.select(part.train), checkpoints=False)
     policies = {names[candidate.setting]: policy for candidate, policy in learned.policies.items()}
-    failures = {names[i]: f"Learning failed: {reason}" for i, reason in learned.failures.items()}
+    failures = {names[i]: reason for i, reason in learned.failures.items()}
+    reasons = {name: f"Learning failed: {reason}" for name, reason in failures.items()}
     held_out = data.select(part.test)
-    return {key: value_on_part(estimator, held_out, policies, failures) for key, estimator in named.items()}
+    values = {key: value_on_part(estimator, held_out, policies, reasons) for key, estimator in named.items()}
+    return values, failures
 
 
 def _stand_in(learner: Policy, n_folds: int) -> HeldOutPolicies:
@@ -228,7 +252,7 @@ def _final(learners: Mapping[str, Policy], name: str | None, data: LoggedDataset
         return None
     chosen = learners[name]
     with threadpool_limits(limits=1):
-        return clone(chosen).fit(data) if isinstance(chosen, PolicyLearner) else chosen
+        return fit_whole(clone(chosen), data) if isinstance(chosen, PolicyLearner) else chosen
 
 
 def _check_learners(learners: Any) -> None:

@@ -176,7 +176,7 @@ def _pooled_verdict(estimates: Sequence[Estimate], parts: Sequence[Part]) -> Ver
     told: dict[str, list[tuple[Level, str, str]]] = {}
     for part, estimate in zip(parts, estimates, strict=True):
         for reason in estimate.verdict.reasons:
-            told.setdefault(_without_numbers(reason), []).append((estimate.verdict.level, part.name, reason))
+            told.setdefault(without_numbers(reason), []).append((estimate.verdict.level, part.name, reason))
     findings = []
     for same in told.values():
         level, name, reason = max(same, key=lambda entry: entry[0])
@@ -186,7 +186,8 @@ def _pooled_verdict(estimates: Sequence[Estimate], parts: Sequence[Part]) -> Ver
     return Verdict(max(estimate.verdict.level for estimate in estimates), verdict.reasons)
 
 
-def _without_numbers(sentence: str) -> str:
+def without_numbers(sentence: str) -> str:
+    """Return what sentences share that differ in their numbers only."""
     return re.sub(r"[-+]?\d[\d.,e+-]*", "#", sentence)
 
 

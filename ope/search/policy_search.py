@@ -14,8 +14,8 @@ from sklearn.model_selection import ParameterGrid, ParameterSampler
 from threadpoolctl import threadpool_limits
 from typing_extensions import Self
 
-from ope.dataset import LoggedDataset, Rows
-from ope.display import html_table, number, tag
+from ope.dataset import LoggedDataset, Rows, check_log
+from ope.display import bullets, html_table, number, tag
 from ope.estimate import Estimate
 from ope.estimator import OffPolicyEstimator
 from ope.inference import IntervalNotAvailable
@@ -23,12 +23,14 @@ from ope.policy import Policy, PolicyLearner, RandomState
 from ope.search.checkpoints import CheckpointSelection, select_checkpoint
 from ope.search.cross_fit import CrossFitSelection, cross_fit_select
 from ope.search.folds import HeldOutPolicies, half_parts, pooled_estimators
-from ope.search.results import results_dict
+from ope.search.results import deciding_name, refusals, results_dict
 from ope.search.run import Findings, Plan, Valued, best_of_setting, search
+from ope.search.settings import check_settings
 from ope.search.training import (
     Candidate,
-    check_log,
+    all_or_nothing,
     check_one_gamma,
+    fit_whole,
     named_estimators,
     new_selector,
     seed_of,
@@ -37,6 +39,7 @@ from ope.search.training import (
     with_setting,
 )
 from ope.selection import PolicySelector
+from ope.selection.decision import nothing_in_words
 from ope.validation import FloatArray, check_integer
 
 __all__ = ["CheckpointSelection", "CrossFitSelection", "PolicySearch", "cross_fit_select", "select_checkpoint"]
@@ -110,7 +113,10 @@ class PolicySearch(PolicyLearner):
     Raises
     ------
     ValueError, TypeError
-        In `fit`, before any work; afterwards only if no setting could be learned at all.
+        In `fit`, before any work, settings of this library's learners included; afterwards only if no setting could be
+        learned at all. A FitFailedWarning tells of single ones.
+    KeyboardInterrupt
+        If Ctrl-C ended the training of a learner: nothing is kept. A run that a callback stopped counts as it is.
 
     Notes
     -----
@@ -203,6 +209,15 @@ class PolicySearch(PolicyLearner):
         """
         plan = self._plan(data)
         selector = new_selector(OWNER, plan.estimators, data, self.criterion, self.selection)
+        try:
+            with all_or_nothing(OWNER):
+                self._run(plan, selector, data)
+        except KeyboardInterrupt:
+            self._forget()
+            raise
+        return self
+
+    def _run(self, plan: Plan, selector: PolicySelector, data: LoggedDataset) -> None:
         findings = search(plan, data)
         names = {plan.name(candidate): candidate for candidate in findings.kept}
         pooled = pooled_estimators(findings.values, plan.parts, data, list(names))
@@ -213,7 +228,11 @@ class PolicySearch(PolicyLearner):
         self._finish(plan, findings, data)
         self._remember(data)
         self.decision_ = self._in_words(plan, findings)
-        return self
+
+    def _forget(self) -> None:
+        """Become unfitted."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
 
     def _adopt(self, plan: Plan, findings: Findings, names: Mapping[str, Candidate]) -> None:
         """Store the choice in scikit-learn's names."""
@@ -251,7 +270,7 @@ class PolicySearch(PolicyLearner):
     def _learn_anew(self, data: LoggedDataset, params: Mapping[str, Any]) -> None:
         """Learn the best setting from all episodes, by its whole schedule, and take the policy where it is to be cut."""
         with threadpool_limits(limits=1):
-            fitted = with_setting(self.learner, params).fit(data)
+            fitted = fit_whole(with_setting(self.learner, params), data)
         found: dict[int | None, Policy] = stages(fitted) if self.best_n_updates_ is not None else {None: fitted}
         self.best_policy_ = found.get(self.best_n_updates_)
         self.best_training_ = self._words_on_anew(data)
@@ -263,6 +282,9 @@ class PolicySearch(PolicyLearner):
         named = named_estimators(OWNER, self.estimators)
         self._validate(data, named)
         seed, settings = seed_of(OWNER, self.random_state), self._settings()
+        check_settings(OWNER, self.learner, settings, data)
+        if self.screen_updates is not None:
+            check_settings(OWNER, self.learner, settings, data, {"n_updates": self.screen_updates})
         return Plan(
             learner=self.learner,
             settings=settings,
@@ -323,15 +345,13 @@ class PolicySearch(PolicyLearner):
             settings = list(ParameterSampler(grid, self.n_iter, random_state=self.random_state))
         if not settings:
             raise ValueError(f"{OWNER}: `param_grid` must hold at least one setting, got {self.param_grid!r}.")
-        for setting in settings:
-            with_setting(self.learner, setting)
         return settings
 
     # ---------------------------------------------------------------- words
 
     def _in_words(self, plan: Plan, findings: Findings) -> str:
         said = [
-            str(self.selection_.decision_),
+            self._choice_in_words(),
             f"Valued is the average of {len(plan.parts)} policies of a setting, each learned from one half of the episodes and "
             "valued on the other: the setting, not the final policy.",
         ]
@@ -343,7 +363,13 @@ class PolicySearch(PolicyLearner):
             what = "settings" if plan.screen_updates is not None else "candidates"
             n_kept = len({c.setting for c in findings.kept} if plan.screen_updates is not None else findings.kept)
             said.append(f"{n_kept} of {len(findings.screened)} {what} went on from the screen.")
-        return " ".join([*said, self.best_training_]).strip()
+        doubt = None if self.best_policy_ is None else self.best_policy_.training_doubt
+        return " ".join([*said, self.best_training_, "" if doubt is None else doubt[1]]).strip()
+
+    def _choice_in_words(self) -> str:
+        if self.best_params_ is None:
+            return nothing_in_words(self.selection_.deployed_name_, "selection_.results_")
+        return str(self.selection_.decision_)
 
     def _words_on_anew(self, data: LoggedDataset) -> str:
         if self.best_policy_ is None:
@@ -358,9 +384,13 @@ class PolicySearch(PolicyLearner):
         )
 
     def summary(self) -> str:
-        """Return the decision and the table of candidates as text."""
+        """Return the decision, the table of candidates, and why some are refused, as text."""
         table = self._table().to_string(index=False, float_format=lambda value: f"{value:.4g}")
-        return f"{self.decision_}\n\n{table}"
+        return "\n\n".join([self.decision_, table, *self._notes()])
+
+    def _notes(self) -> list[str]:
+        """Return why candidates are refused by the estimator whose verdicts the table shows."""
+        return refusals(self.selection_.estimates_[deciding_name(self.selection_)])
 
     def _table(self) -> pd.DataFrame:
         if not hasattr(self, "cv_results_"):
@@ -374,9 +404,8 @@ class PolicySearch(PolicyLearner):
         if not hasattr(self, "cv_results_"):
             return str(tag("pre", repr(self)))
         table = self._table()
-        return tag("p", self.decision_) + html_table(
-            list(table.columns), [list(row) for row in table.itertuples(index=False)]
-        )
+        rows = [list(row) for row in table.itertuples(index=False)]
+        return "".join([tag("p", self.decision_), html_table(list(table.columns), rows), bullets(self._notes())])
 
     # ---------------------------------------------------------------- a policy: the best one
 

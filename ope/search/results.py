@@ -10,10 +10,13 @@ import numpy.typing as npt
 from scipy.stats import rankdata
 
 from ope.estimate import Estimate
+from ope.search.folds import without_numbers
 from ope.search.run import Findings, Plan
 from ope.search.training import Candidate
 from ope.selection import PolicySelector
+from ope.selection.gate import first_reason
 from ope.validation import FloatArray
+from ope.verdict import Level
 
 Array = npt.NDArray[Any]
 
@@ -21,9 +24,9 @@ Array = npt.NDArray[Any]
 def results_dict(plan: Plan, findings: Findings, selector: PolicySelector) -> dict[str, Any]:
     """Return an entry per candidate and column.
 
-    Columns: params, param_*, n_updates, stage, screen_score, mean_fit_time, mean_score_time; of the estimator that decides
-    split*_test_score, mean_test_score, std_test_score, rank_test_score, std_error, lower_bound, verdict, reasons; and
-    mean_test_* of all estimators.
+    Columns: params, param_*, n_updates, stage, screen_score, mean_fit_time, mean_score_time; of the estimator that decides,
+    or the first one if they refuse everything, split*_test_score, mean_test_score, std_test_score, rank_test_score,
+    std_error, lower_bound, verdict, reasons; and mean_test_* of all estimators.
     """
     found, kept = findings.candidates, set(findings.kept)
     settings = [plan.settings[candidate.setting] for candidate in found]
@@ -39,9 +42,24 @@ def results_dict(plan: Plan, findings: Findings, selector: PolicySelector) -> di
     for key in plan.estimators:
         pooled = selector.estimates_[key]
         results[f"mean_test_{key}"] = np.array([_value(pooled, plan.name(c)) for c in found])
-    if selector.primary_ is not None:
-        results |= _deciding(plan, findings, selector)
-    return results
+    return results | _deciding(plan, findings, selector)
+
+
+def deciding_name(selector: PolicySelector) -> str:
+    """Return the estimator that decides; where all refuse everything, the first: it says why."""
+    return str(selector.primary_ or next(iter(selector.estimates_)))
+
+
+def refusals(estimates: Mapping[str, Estimate]) -> list[str]:
+    """Return why candidates are refused; reasons that differ in their numbers only are said once."""
+    told: dict[str, list[str]] = {}
+    first: dict[str, str] = {}
+    for name, estimate in estimates.items():
+        if estimate.verdict.level == Level.REFUSE:
+            reason = first_reason(estimate.verdict)
+            told.setdefault(key := without_numbers(reason), []).append(name)
+            first.setdefault(key, reason)
+    return [f"Refused, {'; '.join(names)}: {first[key]}" for key, names in told.items()]
 
 
 def _names(plan: Plan) -> list[str]:
@@ -68,7 +86,7 @@ def _value(estimates: Mapping[str, Estimate], name: str) -> float:
 
 def _deciding(plan: Plan, findings: Findings, selector: PolicySelector) -> dict[str, Any]:
     """Return the columns of the estimator that decides."""
-    key, names = str(selector.primary_), [plan.name(c) for c in findings.candidates]
+    key, names = deciding_name(selector), [plan.name(c) for c in findings.candidates]
     splits = np.array([[_value(values[key], name) for name in names] for values in findings.values])
     table = selector.results_[selector.results_["estimator"] == key].set_index("candidate").reindex(names)
     mean: FloatArray = np.array([_value(selector.estimates_[key], name) for name in names])

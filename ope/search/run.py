@@ -16,7 +16,7 @@ from ope.estimate import Estimate, estimate_row
 from ope.estimator import OffPolicyEstimator
 from ope.policy import Policy, PolicyLearner
 from ope.search.folds import Part, Values, pool, run_tasks, value_on_part
-from ope.search.training import Candidate, Learned, learn, with_setting
+from ope.search.training import Candidate, Learned, learn, warn_of_failures, with_setting
 from ope.verdict import Level
 
 SCREEN = "screen"
@@ -160,6 +160,7 @@ def _learn_all(plan: Plan, data: LoggedDataset, settings: Sequence[int], **chang
     if not any(found.policies for found in learned):
         reasons = list(dict.fromkeys(reason for found in learned for reason in found.failures.values()))
         raise ValueError(f"PolicySearch: no setting could be learned; the first reason: {reasons[0]}")
+    warn_of_failures("PolicySearch", [found.failures for found in learned], lambda i: plan.name(Candidate(i)))
     return learned
 
 
@@ -236,6 +237,8 @@ def _named(plan: Plan, found: Learned, candidates: Sequence[Candidate]) -> tuple
 def _why_missing(candidate: Candidate, found: Learned) -> str:
     if candidate.setting in found.failures:
         return f"Learning failed: {found.failures[candidate.setting]}"
+    if candidate.n_updates is None:
+        return "Training kept checkpoints here; elsewhere it ended before the first one."
     return f"Training ended before update {candidate.n_updates}; lower the learning rate, or scale the rewards."
 
 

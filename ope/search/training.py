@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from sklearn.base import clone
+from sklearn.exceptions import FitFailedWarning
 from threadpoolctl import threadpool_limits
 
 from ope.dataset import LoggedDataset
 from ope.estimator import OffPolicyEstimator
-from ope.policy import Policy, PolicyLearner
+from ope.policy import Policy, PolicyLearner, interrupted
 from ope.selection import PolicySelector
 
 
@@ -49,10 +52,15 @@ def learn(learners: Mapping[int, Policy], data: LoggedDataset, *, checkpoints: b
     Returns
     -------
     Learned
+
+    Raises
+    ------
+    KeyboardInterrupt
+        If Ctrl-C ended the training of one.
     """
     result = Learned()
     with threadpool_limits(limits=1):
-        for members in _by_class(learners).values():
+        for members in _batches(learners).values():
             start = time.perf_counter()
             fitted = _fit_all({i: clone(learners[i]) for i in members}, data, result.failures)
             share = (time.perf_counter() - start) / len(members)
@@ -62,10 +70,15 @@ def learn(learners: Mapping[int, Policy], data: LoggedDataset, *, checkpoints: b
     return result
 
 
-def _by_class(learners: Mapping[int, Policy]) -> dict[type, list[int]]:
-    groups: dict[type, list[int]] = {}
+def _batches(learners: Mapping[int, Policy]) -> dict[tuple[type, str], list[int]]:
+    """Return which learners train as one: those of a class whose networks have equal shapes, where it tells.
+
+    A call of `fit_many` for each: a setting that fails, or Ctrl-C, concerns no others than those that train with it.
+    """
+    groups: dict[tuple[type, str], list[int]] = {}
     for i, learner in learners.items():
-        groups.setdefault(type(learner), []).append(i)
+        shapes = getattr(learner, "_group_key", str)()
+        groups.setdefault((type(learner), shapes), []).append(i)
     return groups
 
 
@@ -74,16 +87,68 @@ def _fit_all(fresh: Mapping[int, Policy], data: LoggedDataset, failures: dict[in
     kind = type(next(iter(fresh.values())))
     if len(fresh) > 1 and hasattr(kind, "fit_many"):
         try:
-            return dict(zip(fresh, kind.fit_many(data, [clone(learner) for learner in fresh.values()]), strict=True))
+            together = kind.fit_many(data, [clone(learner) for learner in fresh.values()])
+            return dict(zip(fresh, map(_complete, together), strict=True))
         except Exception:
             pass  # told below, for the setting that is to blame
     fitted: dict[int, Policy] = {}
     for i, learner in fresh.items():
         try:
-            fitted[i] = learner.fit(data) if isinstance(learner, PolicyLearner) else learner
+            fitted[i] = fit_whole(learner, data)
         except Exception as error:
             failures[i] = f"{type(error).__name__}: {error}"
     return fitted
+
+
+def fit_whole(learner: Policy, data: LoggedDataset) -> Policy:
+    """Return a learner fitted to a log, a policy as it is; raise a KeyboardInterrupt if Ctrl-C ended its training.
+
+    Learners keep what they have learned by then and return; a search that went on would take it for all they can learn.
+    """
+    return _complete(learner.fit(data)) if isinstance(learner, PolicyLearner) else learner
+
+
+def _complete(policy: Policy) -> Policy:
+    if interrupted(policy):
+        raise KeyboardInterrupt(f"training of {type(policy).__name__} was interrupted")
+    return policy
+
+
+@contextlib.contextmanager
+def all_or_nothing(owner: str) -> Iterator[None]:
+    """Say what Ctrl-C leaves of the work in the block: nothing."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"{owner}: interrupted, and nothing of it is kept: a half-trained policy must not be valued as a whole one; start "
+            "again to get a result."
+        ) from error
+
+
+def warn_of_failures(owner: str, failures: Sequence[Mapping[Any, str]], name: Callable[[Any], str]) -> None:
+    """Warn as scikit-learn's searches do if fits failed, with the first reason of each setting.
+
+    Parameters
+    ----------
+    owner : str
+    failures : sequence of mappings
+        Of each part, reasons by setting.
+    name : callable
+        Puts a setting into words.
+    """
+    told: dict[Any, list[str]] = {}
+    for part in failures:
+        for setting, reason in part.items():
+            told.setdefault(setting, []).append(reason)
+    if told:
+        lines = [f"{name(one)} ({len(all_)} of {len(failures)} fits): {all_[0]}" for one, all_ in told.items()]
+        warnings.warn(
+            f"{owner}: some fits failed; what they should have given is refused. Correct these settings, or leave them out:\n"
+            + "\n".join(lines),
+            FitFailedWarning,
+            stacklevel=2,
+        )
 
 
 def stages(policy: Policy, *, checkpoints: bool = True) -> dict[int | None, Policy]:
@@ -155,14 +220,6 @@ def check_one_gamma(owner: str, named: Mapping[str, OffPolicyEstimator]) -> floa
             f"{owner}: all estimators must have one `gamma`, got {gammas}; different gammas answer different questions."
         )
     return float(next(iter(named.values()))._gamma)
-
-
-def check_log(owner: str, data: Any) -> None:
-    """Raise a TypeError unless `data` is a log."""
-    if not isinstance(data, LoggedDataset):
-        raise TypeError(
-            f"{owner}: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas."
-        )
 
 
 def seed_of(owner: str, random_state: Any) -> int:

@@ -190,10 +190,10 @@ def in_words(evidence: Evidence) -> str:
     return " ".join(part for part in parts if part)
 
 
-def nothing_in_words(baseline: str | None) -> str:
-    """Return the decision where no candidate has an answer."""
+def nothing_in_words(baseline: str | None, table: str = "results_") -> str:
+    """Return the decision where no candidate has an answer; `table` is where the reasons stand."""
     keep = f"Keep {called(baseline)}. " if baseline is not None else ""
-    return f"{keep}No candidate can be chosen: every estimator refuses every candidate. results_ gives each reason, and what to do about it."
+    return f"{keep}No candidate can be chosen: every estimator refuses every candidate. {table} gives each reason, and what to do about it."
 
 
 def _verdict_on_choice(e: Evidence) -> str:

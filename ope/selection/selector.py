@@ -17,11 +17,12 @@ from typing_extensions import Self
 
 from ope.baseline import logged_value
 from ope.comparison import Comparison
-from ope.dataset import LoggedDataset
+from ope.dataset import LoggedDataset, check_log
 from ope.display import bullets, html_table, number, tag
 from ope.estimate import Estimate, Estimates, estimate_row
-from ope.estimator import OffPolicyEstimator
+from ope.estimator import OTHER_IDS, OffPolicyEstimator
 from ope.policy import Policy, overlap
+from ope.selection.candidates import check_candidates
 from ope.selection.decision import (
     CORRECTIONS,
     CRITERIA,
@@ -188,10 +189,14 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         Raises
         ------
         ValueError, TypeError
-            If the estimators, the criterion or the candidates are unusable; never because one candidate fails.
+            If the estimators, the criterion or the candidates are unusable, before any work; never because one candidate
+            fails.
+        NotFittedError
+            If a candidate is a learner that has not been fitted, or acts through one.
         """
         named = self._named_estimators()
         self._validate(data, candidates)
+        check_candidates("PolicySelector.fit", candidates)
         refused = {} if self.allow_overlap else _overlapping(data, candidates)
         usable = {name: policy for name, policy in candidates.items() if name not in refused}
         self.estimates_ = {
@@ -259,10 +264,7 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         check_number("PolicySelector", "margin", self.margin, "a number of at least 0", "pass 0 to demand a gain", 0.0)
         check_integer("PolicySelector", "top_k", self.top_k, 1)
         check_integer("PolicySelector", "random_state", self.random_state, 0, "pass a seed")
-        if not isinstance(data, LoggedDataset):
-            raise TypeError(
-                f"PolicySelector.fit: `data` must be a LoggedDataset, got {type(data).__name__}; build one with LoggedDataset.from_pandas."
-            )
+        check_log("PolicySelector.fit", data)
         if not isinstance(candidates, Mapping) or not candidates:
             raise TypeError(
                 f"PolicySelector.fit: `candidates` must be a non-empty mapping of names to policies, got {type(candidates).__name__}; pass {{'name': policy}}."
@@ -460,7 +462,7 @@ def _overlapping(data: LoggedDataset, candidates: Mapping[str, Policy]) -> dict[
         if n_shared := overlap(policy, data):
             reasons[name] = (
                 f"The policy was trained on {n_shared} of the {data.n_episodes} evaluation episodes: its value would be over-estimated. Split the log with "
-                "data.split and evaluate on episodes that it has not seen, or pass allow_overlap=True."
+                f"data.split and evaluate on episodes that it has not seen, or pass allow_overlap=True{OTHER_IDS}."
             )
     return reasons
 
