@@ -74,7 +74,7 @@ def draw_plots(selector: PolicySelector, data: LoggedDataset, candidates: dict[s
         "weights": plots.plot_weights(selector),
         "calibration": plots.plot_calibration(selector),
         "sensitivity": plots.plot_sensitivity(paths, baseline=selector.baseline_),
-        "history": plots.plot_history(clone),
+        "history": plots.plot_history(clone)[0],
     }
     for name, axes in drawn.items():
         path = FOLDER / f"plot_{name}.png"

@@ -111,9 +111,9 @@ def _spread(values: npt.NDArray[Any]) -> dict[str, Any]:
 
 
 def _columns(matrix: npt.NDArray[Any], names: tuple[str, ...]) -> Iterator[tuple[str, str, float]]:
-    means = matrix.mean(axis=0, dtype=np.float64)
-    for key, values in (("min", matrix.min(axis=0)), ("mean", means), ("max", matrix.max(axis=0))):
-        yield from ((name, key, float(value)) for name, value in zip(names, values, strict=True))
+    statistics = {"min": matrix.min(axis=0), "mean": matrix.mean(axis=0, dtype=np.float64), "max": matrix.max(axis=0)}
+    for i, name in enumerate(names):
+        yield from ((name, key, float(values[i])) for key, values in statistics.items())
 
 
 def _action_statistics(data: LoggedDataset) -> Statistics:

@@ -231,14 +231,6 @@ def test_sensitivity_draws_value_and_band(ax: Axes) -> None:
     assert set(_y(ax.lines[1])) == {0.15}
 
 
-def test_history_is_the_frame(ax: Axes) -> None:
-    frame = pd.DataFrame({"update": [1, 2, 3], "loss": [3.0, 2.0, 1.0], "gap": [-1.0, 0.0, 1.0]})
-    plot_history(frame, ax=ax)
-    assert [line.get_label() for line in ax.lines] == ["loss", "gap"]
-    np.testing.assert_allclose(_y(ax.lines[1]), frame["gap"])
-    assert ax.get_yscale() == "linear"
-
-
 # -------------------------------------------------------------------- manners
 
 

@@ -13,6 +13,7 @@ from ope.verdict import Level
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 # Okabe and Ito (2008), without yellow, which vanishes on paper, and black, which vanishes on dark pages.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
@@ -20,6 +21,9 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 LINES = ("-", "--", "-.", ":")
 MUTED = "#7F7F7F"
 COLUMN = 3.4  # inches: one column of a two-column page
+PANEL = (2.25, 1.45)  # inches: width and height of one of several panels
+MAX_PANELS = 3  # side by side
+LINE_HEIGHT = 0.19  # inches, of a legend
 TWO_COLUMNS = 24  # characters of a label that leave room for a second one beside it
 STYLE = {
     "font.size": 8,
@@ -65,6 +69,102 @@ def axes_for(ax: Axes | None, height: float = 2.4) -> Iterator[Axes]:
         _, new = plt.subplots(figsize=(COLUMN, height), layout="constrained")
         fix_tick_sizes(new)
         yield new
+
+
+@contextmanager
+def panels_for(owner: str, ax: Axes | None, n: int, keys: Sequence[Any] = ()) -> Iterator[list[Axes]]:
+    """Yield n > 1 axes that share the horizontal one, in a new figure or in the place of `ax`, with one legend above them."""
+    mpl = require_matplotlib()
+    if ax is not None:
+        place = _inside(owner, ax, n)
+        yield _grid(place, n)
+        _legend_over(place, keys, _fill(place, ax, n, keys) if place.get_layout_engine() is None else None)
+        return
+    from matplotlib import pyplot as plt
+
+    n_rows, n_columns = panel_grid(n)
+    with mpl.rc_context(STYLE):
+        width = PANEL[0] * n_columns
+        height = PANEL[1] * n_rows + 0.3 + LINE_HEIGHT * legend_grid(keys, width)[0]
+        figure = plt.figure(figsize=(width, height), layout="constrained")
+        panels = _grid(figure, n)
+        for panel in panels:
+            fix_tick_sizes(panel)
+        yield panels
+        _legend_over(figure, keys)
+
+
+def _inside(owner: str, ax: Axes, n: int) -> SubFigure:
+    """Return a part of the figure where `ax` stands; `ax` itself stays, unseen."""
+    place = ax.get_subplotspec()
+    if place is None:
+        raise ValueError(
+            f"{owner}: `ax` must be one of a grid to be divided into {n} panels, got axes with a place of their own; pass one of "
+            "figure.subplots(), or draw one quantity."
+        )
+    ax.set_axis_off()
+    return ax.figure.add_subfigure(place, facecolor="none")
+
+
+def _grid(place: Figure | SubFigure, n: int) -> list[Axes]:
+    n_rows, n_columns = panel_grid(n)
+    grid = place.subplots(n_rows, n_columns, sharex=True, squeeze=False)
+    for empty in grid.flat[n:]:
+        empty.remove()
+    panels = list(grid.flat[:n])
+    for lowest in panels[-n_columns:]:
+        lowest.tick_params(labelbottom=True)
+    return panels
+
+
+def _fill(place: SubFigure, ax: Axes, n: int, keys: Sequence[Any]) -> tuple[float, float]:
+    """Let panels fill the box of `ax` where no layout engine does; return the corner where a legend may stand."""
+    (n_rows, n_columns), box, cell, inch = panel_grid(n), ax.bbox, place.bbox, place.dpi
+    across, down = 0.6 * inch, (0.4 if n == n_rows * n_columns else 0.6) * inch
+    # The margin above has room for one line of a legend, as for a title.
+    height = box.height - LINE_HEIGHT * inch * max(legend_grid(keys, cell.width / inch)[0] - 1, 0)
+    right, bottom = (box.x1 - cell.x0) / cell.width, (box.y0 - cell.y0) / cell.height
+    top = bottom + height / cell.height
+    place.subplots_adjust(
+        left=(box.x0 - cell.x0) / cell.width,
+        right=right,
+        bottom=bottom,
+        top=top,
+        wspace=across * n_columns / max(box.width - across * (n_columns - 1), 1.0),
+        hspace=down * n_rows / max(height - down * (n_rows - 1), 1.0),
+    )
+    return right, top + 0.25 * inch / cell.height
+
+
+def _legend_over(place: Figure | SubFigure, keys: Sequence[Any], corner: tuple[float, float] | None = None) -> None:
+    if not keys:
+        return
+    where = {"loc": "outside upper right"} if corner is None else {"loc": "lower right", "bbox_to_anchor": corner}
+    _, n_columns = legend_grid(keys, place.bbox.width / place.dpi)
+    place.legend(handles=list(keys), ncols=n_columns, columnspacing=1.2, handletextpad=0.4, borderaxespad=0.2, **where)
+
+
+def legend_grid(keys: Sequence[Any], width: float) -> tuple[int, int]:
+    """Return rows and columns of a legend in `width` inches."""
+    from matplotlib import rcParams
+    from matplotlib.font_manager import FontProperties
+
+    em = FontProperties(size=rcParams["legend.fontsize"]).get_size_in_points() / 72
+    widest = max((len(str(key.get_label())) for key in keys), default=0)
+    n_columns = int(np.clip(width / (em * (4.0 + 0.6 * widest)), 1, max(len(keys), 1)))
+    return -(-len(keys) // n_columns), n_columns
+
+
+def panel_grid(n: int) -> tuple[int, int]:
+    """Return rows and columns for n panels: as few empty places as there can be.
+
+    Examples
+    --------
+    >>> [panel_grid(n) for n in (1, 2, 3, 4, 5, 7)]
+    [(1, 1), (1, 2), (1, 3), (2, 2), (2, 3), (3, 3)]
+    """
+    n_rows = -(-n // MAX_PANELS)
+    return n_rows, -(-n // n_rows)
 
 
 def fix_tick_sizes(ax: Axes) -> None:

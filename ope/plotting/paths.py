@@ -1,4 +1,4 @@
-"""Paths: a value over a setting that nobody knows, and a loss over training."""
+"""Paths: a value over a setting that nobody knows."""
 
 from __future__ import annotations
 
@@ -108,53 +108,3 @@ def _path(path: Any) -> tuple[str, pd.DataFrame]:
         frame = frame.set_index("parameter" if "parameter" in frame else frame.columns[0])
     name = str(getattr(path, "parameter", frame.index.name))
     return NAMES.get(name, name.replace("_", " ")), frame
-
-
-def plot_history(learner: Any, *, columns: list[str] | None = None, ax: Axes | None = None) -> Axes:
-    """Draw what a neural learner or estimator recorded while it trained.
-
-    Parameters
-    ----------
-    learner : object or DataFrame
-        With a `history_`, or such a frame: a column "update" and the recorded quantities.
-    columns : list of str, optional
-        Which of them; default: all.
-    ax : Axes, optional
-        Where to draw; default: a new figure of one column's width.
-
-    Returns
-    -------
-    Axes
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If there is no history.
-
-    Examples
-    --------
-    >>> from matplotlib.figure import Figure
-    >>> ax = plot_history(pd.DataFrame({"update": [1, 2], "loss": [0.5, 0.25]}), ax=Figure().subplots())
-    >>> ax.lines[0].get_ydata()
-    array([0.5 , 0.25])
-    """
-    frame = learner if isinstance(learner, pd.DataFrame) else getattr(learner, "history_", None)
-    if not isinstance(frame, pd.DataFrame) or "update" not in frame:
-        raise TypeError(
-            f"plot_history: `learner` must be fitted and have a history_ with a column 'update', got {type(learner).__name__}; "
-            "pass a neural learner after fit."
-        )
-    shown = [str(column) for column in frame if column != "update"] if columns is None else columns
-    with axes_for(ax) as ax:
-        handles = []
-        for k, column in enumerate(shown):
-            handles += ax.plot(frame["update"], frame[column].to_numpy(), **line_style(k), label=column)
-        drawn = frame[shown].to_numpy(dtype=float)
-        low, high = np.nanmin(drawn, initial=np.inf), np.nanmax(drawn, initial=0.0)
-        if low > 0 and high > 10 * low:
-            ax.set_yscale("log")
-        ax.set_xlabel("update")
-        legend_above(ax, handles, columns=3)
-    return ax

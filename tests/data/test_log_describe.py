@@ -43,6 +43,14 @@ def test_describe_agrees_with_the_frame() -> None:
     assert found["reward", "range a priori"] == (-9.0, 9.0)
 
 
+def test_describe_groups_statistics_by_column() -> None:
+    log = LoggedDataset.from_arrays(np.zeros((2, 2)), np.zeros((2, 2)), [0.0, 1.0], lengths=[2], ends="terminal")
+    parts = log.describe().index.get_level_values("part")
+    shown = [part for k, part in enumerate(parts) if k == 0 or part != parts[k - 1]]
+    assert len(shown) == len(set(shown))
+    assert [key for part, key in log.describe().index if part == "state state_1"] == ["min", "mean", "max"]
+
+
 def test_describe_continuous_actions() -> None:
     log = LoggedDataset.from_arrays([0.0, 1.0], [[1.0, 2.0], [3.0, 4.0]], [0.0, 1.0], lengths=[2], ends="terminal")
     found = log.describe()
