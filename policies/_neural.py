@@ -181,16 +181,16 @@ class NeuralLearner(NetworkPolicy):
             Whether to go on with learners that were interrupted: those that had ended stay as they are, those that had not
             begun begin.
 
-        Raises
-        ------
-        TypeError
-            If called on an object, whose settings it would not use.
-
         Returns
         -------
         list of learners
             The same objects, fitted. Each is what its own `fit` gives, up to rounding: its batches and initial weights
             come from its own seed.
+
+        Raises
+        ------
+        TypeError
+            If called on an object, whose settings it would not use.
         """
         if not isinstance(learners, Sequence) or isinstance(learners, str):
             raise TypeError(
@@ -246,26 +246,25 @@ class NeuralLearner(NetworkPolicy):
             learner._check(data)
         runs = _describe(learners, data, states)
         keys = [f"{a._group_key()} {None if b is None else b.done}" for a, b in zip(learners, states, strict=True)]
-        waiting = list(learners)
+        waiting = dict(enumerate(learners))
         for _, group in groupby(sorted(range(len(keys)), key=keys.__getitem__), key=keys.__getitem__):
             members = list(group)
             together = [learners[i] for i in members]
             with torch.inference_mode(False), torch.enable_grad():
                 cls._train_together(together, data, [runs[i] for i in members], [states[i] for i in members])
-            waiting = [learner for learner in waiting if learner not in together]
+            waiting = {i: learner for i, learner in waiting.items() if i not in members}
             if any(learner.status_.outcome is Outcome.INTERRUPTED for learner in together):
                 break
         if waiting:
-            cls._put_off(waiting, len(learners))
+            cls._put_off([learner for i, learner in waiting.items() if states[i] is None], len(waiting), len(learners))
 
     @classmethod
-    def _put_off(cls, waiting: Sequence[Self], n_learners: int) -> None:
-        """Say that learners have not begun; nothing of an earlier fit is left to be taken for this one."""
-        for learner in waiting:
-            if not hasattr(learner, "training_state_"):
-                learner._forget()
+    def _put_off(cls, not_begun: Sequence[Self], n_waiting: int, n_learners: int) -> None:
+        """Say that learners wait; nothing of an earlier fit is left to be taken for this one."""
+        for learner in not_begun:
+            learner._forget()
         warnings.warn(
-            f"{cls.__name__}.fit_many: interrupted before {len(waiting)} of {n_learners} learners went on; call it with "
+            f"{cls.__name__}.fit_many: interrupted before {n_waiting} of {n_learners} learners went on; call it with "
             "resume=True for the rest.",
             UserWarning,
             stacklevel=4,

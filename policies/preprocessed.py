@@ -10,37 +10,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import joblib
 import numpy as np
 import numpy.typing as npt
-from scipy import sparse
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from sklearn.utils.validation import check_is_fitted
 from typing_extensions import Self
 
 from ope.dataset import LoggedDataset, Rows, check_log
-from ope.inputs import as_rows, states_frame
 from ope.policies._class_only import class_only
-from ope.policy import PolicyLearner, RandomState, check_feature_names
-from ope.validation import FloatArray, first_positions, float_array
+from ope.policies._front import OWNER, Front, identity
+from ope.policy import PolicyLearner, RandomState
+from ope.validation import FloatArray
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from ope.neural.history import TrainingStatus
     from ope.neural.serialization import Arrays, Metadata
-
-OWNER = "PreprocessedLearner"
-# What stands before the learner.
-FRONT = (
-    "feature_names_in_",
-    "n_features_in_",
-    "transformer_",
-    "feature_names_out_",
-    "training_episode_keys_",
-    "_made_from",
-)
 
 
 class PreprocessedLearner(PolicyLearner):
@@ -110,6 +97,9 @@ class PreprocessedLearner(PolicyLearner):
     array(['b', 'a'], dtype='<U1')
     """
 
+    learner_: Any
+    _front: Front
+
     def __init__(self, transformer: Any, learner: PolicyLearner) -> None:
         self.transformer = transformer
         self.learner = learner
@@ -128,8 +118,11 @@ class PreprocessedLearner(PolicyLearner):
         self
         """
         self._check(data)
-        front = self._front(data)
-        return self._adopt(front, front._train(self._fresh(), data))
+        front = Front.fit(self.transformer, data)
+        learner = self._fresh(resume=False)
+        with self._heard([learner], front):
+            learner.fit(front.log(data))
+        return self._adopt(front, learner)
 
     @class_only
     def fit_many(cls, data: LoggedDataset, learners: Sequence[Self], *, resume: bool = False) -> list[Self]:
@@ -156,27 +149,27 @@ class PreprocessedLearner(PolicyLearner):
                 )
             member._check(data)
             if not (resume and member._has_ended()):
-                groups.setdefault((_identity(member.transformer), type(member.learner)), []).append(member)
+                groups.setdefault((identity(member.transformer), type(member.learner)), []).append(member)
         if resume and learners and not any(member._is_interrupted() for member in learners):
             raise ValueError(f"{OWNER}.fit_many: no interrupted run is kept; call it without resume.")
         waiting = list(groups.values())
         while waiting:
             members = waiting.pop(0)
             cls._fit_group(data, members, resume)
-            if any(hasattr(member._fitted(), "training_state_") for member in members):
+            if any(member._is_interrupted() for member in members):
                 break
         for member in (member for members in waiting for member in members if not member._is_interrupted()):
-            member.__dict__.pop("learner_", None)
+            member._forget()
         return list(learners)
 
     @classmethod
     def _fit_group(cls, data: LoggedDataset, members: Sequence[Self], resume: bool) -> None:
         """Fit learners of a kind behind one transformer."""
         going = next((member for member in members if resume and member._is_interrupted()), None)
-        front = members[0]._front(data) if going is None else going._kept_front(data)
-        fresh = [member._fresh() for member in members]
-        kind, log = type(members[0].learner), front._transformed_log(data)
-        with front._heard(fresh):
+        front = Front.fit(members[0].transformer, data) if going is None else going._kept_front(data)
+        fresh = [member._fresh(resume=resume) for member in members]
+        kind, log = type(members[0].learner), front.log(data)
+        with members[0]._heard(fresh, front):
             if hasattr(kind, "fit_many"):
                 fresh = kind.fit_many(log, fresh, **({} if going is None else {"resume": True}))
             else:
@@ -185,7 +178,7 @@ class PreprocessedLearner(PolicyLearner):
             if _is_fitted(learner):
                 member._adopt(front, learner)
             else:
-                member.__dict__.pop("learner_", None)
+                member._forget()
 
     def resume(self, data: LoggedDataset, path: str | Path | None = None) -> Self:
         """Go on with a run of the learner that was interrupted.
@@ -207,50 +200,38 @@ class PreprocessedLearner(PolicyLearner):
             If the transformer is another one than that of the run, or the learner refuses to go on.
         """
         self._check(data)
-        front, learner = self._kept_front(data), self._fresh()
-        with front._heard([learner]):
-            learner.resume(front._transformed_log(data), path)
+        front, learner = self._kept_front(data), self._fresh(resume=True)
+        with self._heard([learner], front):
+            learner.resume(front.log(data), path)
         return self._adopt(front, learner)
 
-    def _front(self, data: LoggedDataset) -> Self:
-        """Return a copy with a transformer fitted to a log, and no learner: what is fitted already stays until all has gone well."""
-        front = copy.copy(self)
-        front.__dict__.pop("learner_", None)
-        front._fit_transformer(data)
-        front._remember(data)
-        return front
-
-    def _kept_front(self, data: LoggedDataset) -> Self:
-        """Return a copy with the transformer of the run, or one that is fitted anew where the run left only a file."""
-        if not hasattr(self, "transformer_"):
-            return self._front(data)
-        if getattr(self, "_made_from", _identity(self.transformer)) != _identity(self.transformer):
+    def _kept_front(self, data: LoggedDataset) -> Front:
+        """Return what stands before the learner of the run, fitted anew where the run left only a file."""
+        front = self.__dict__.get("_front")
+        if front is None:
+            return Front.fit(self.transformer, data)
+        if not front.is_of(self.transformer):
             raise ValueError(
                 f"{OWNER}.resume: `transformer` must be that of the run, got {self.transformer!r}; set it back, or call fit."
             )
-        front = copy.copy(self)
-        front.__dict__.pop("learner_", None)
-        return front
+        kept: Front = front
+        return kept
 
-    def _fresh(self) -> Any:
+    def _fresh(self, *, resume: bool) -> Any:
         """Return a learner to fit, or to go on with where one was interrupted."""
         learner: Any = clone(self.learner)
         if _has_callbacks(self.learner):
             learner.callbacks = list(self.learner.callbacks)  # the user's own, where a clone has copies
-        if self._is_interrupted():
+        if resume and self._is_interrupted():
             learner.training_state_ = self.learner_.training_state_
         return learner
 
-    def _train(self, learner: Any, data: LoggedDataset) -> Any:
-        with self._heard([learner]):
-            return learner.fit(self._transformed_log(data))
-
     @contextlib.contextmanager
-    def _heard(self, learners: Sequence[Any]) -> Iterator[None]:
+    def _heard(self, learners: Sequence[Any], front: Front) -> Iterator[None]:
         """Let the callbacks that the user passed hear of policies that take states of the log."""
         for learner in learners:
             if _has_callbacks(learner):
-                learner.callbacks = [self._translated(callback) for callback in learner.callbacks]
+                learner.callbacks = [self._translated(callback, front) for callback in learner.callbacks]
         try:
             yield
         finally:
@@ -258,12 +239,17 @@ class PreprocessedLearner(PolicyLearner):
                 if _has_callbacks(learner):
                     learner.callbacks = [callback.__wrapped__ for callback in learner.callbacks]
 
-    def _translated(self, callback: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def _translated(self, callback: Callable[[Any], Any], front: Front) -> Callable[[Any], Any]:
         @functools.wraps(callback)
         def call(event: Any) -> Any:
-            return callback(replace(event, policy=lambda: self._around(event.policy())))
+            return callback(replace(event, policy=lambda: self._around(event.policy(), front)))
 
         return call
+
+    def _forget(self) -> None:
+        """Become unfitted."""
+        for name in ("_front", "learner_", "training_episode_keys_"):
+            self.__dict__.pop(name, None)
 
     def _is_interrupted(self) -> bool:
         return hasattr(getattr(self, "learner_", None), "training_state_")
@@ -286,11 +272,10 @@ class PreprocessedLearner(PolicyLearner):
                 "StandardScaler(), or several as make_pipeline(...)."
             )
 
-    def _adopt(self, front: Self, learner: Any) -> Self:
+    def _adopt(self, front: Front, learner: Any) -> Self:
         """Take over what was fitted."""
-        for name in FRONT:
-            setattr(self, name, getattr(front, name))
-        self.learner_ = learner
+        self._front, self.learner_ = front, learner
+        self.training_episode_keys_ = front.episode_keys
         return self
 
     # ---------------------------------------------------------------- acting
@@ -309,6 +294,26 @@ class PreprocessedLearner(PolicyLearner):
         """Labels of the learner's actions; None for continuous ones."""
         labels: npt.NDArray[Any] | None = self._fitted().labels
         return labels
+
+    @property
+    def transformer_(self) -> Any:
+        """The transformer, fitted on the states of the training log."""
+        return self._before().transformer
+
+    @property
+    def feature_names_in_(self) -> npt.NDArray[Any]:
+        """Names of the log's states."""
+        return self._before().feature_names_in_
+
+    @property
+    def n_features_in_(self) -> int:
+        """How many they are."""
+        return len(self._before().names_in)
+
+    @property
+    def feature_names_out_(self) -> tuple[str, ...]:
+        """Names of what the learner sees."""
+        return self._before().names_out
 
     # What training left: absent (AttributeError) before `fit`, as NotFittedError is one, and where the learner has none.
 
@@ -345,7 +350,7 @@ class PreprocessedLearner(PolicyLearner):
     @property
     def checkpoints_(self) -> list[Self]:
         """The learner's checkpoints, behind the same transformer."""
-        return [self._around(checkpoint) for checkpoint in self._fitted().checkpoints_]
+        return [self._around(checkpoint, self._before()) for checkpoint in self._fitted().checkpoints_]
 
     def predict(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> npt.NDArray[Any]:
         """Return what the learner's policy predicts in the transformed states.
@@ -360,7 +365,7 @@ class PreprocessedLearner(PolicyLearner):
         -------
         ndarray of shape (n,) or (n, k)
         """
-        return np.asarray(self._fitted().predict(self._bare(states), **_given(action_mask)))
+        return np.asarray(self._fitted().predict(self._before().states(states), **_given(action_mask)))
 
     def predict_proba(self, states: npt.ArrayLike, action_mask: npt.ArrayLike | None = None) -> FloatArray:
         """Return the probability of every action in the transformed states.
@@ -374,7 +379,7 @@ class PreprocessedLearner(PolicyLearner):
         -------
         ndarray of shape (n, n_actions)
         """
-        return np.asarray(self._fitted().predict_proba(self._bare(states), **_given(action_mask)))
+        return np.asarray(self._fitted().predict_proba(self._before().states(states), **_given(action_mask)))
 
     def log_prob(
         self, states: npt.ArrayLike, actions: npt.ArrayLike, action_mask: npt.ArrayLike | None = None
@@ -391,7 +396,7 @@ class PreprocessedLearner(PolicyLearner):
         -------
         ndarray of shape (n,)
         """
-        return np.asarray(self._fitted().log_prob(self._bare(states), actions, **_given(action_mask)))
+        return np.asarray(self._fitted().log_prob(self._before().states(states), actions, **_given(action_mask)))
 
     def sample(
         self, states: npt.ArrayLike, random_state: RandomState = None, action_mask: npt.ArrayLike | None = None
@@ -408,19 +413,19 @@ class PreprocessedLearner(PolicyLearner):
         -------
         ndarray of shape (n,) or (n, k)
         """
-        return np.asarray(self._fitted().sample(self._bare(states), random_state, **_given(action_mask)))
+        return np.asarray(self._fitted().sample(self._before().states(states), random_state, **_given(action_mask)))
 
     def proba_rows(self, rows: Rows) -> FloatArray:
         """Return `predict_proba` on logged rows, as the learner's policy does on transformed ones."""
-        return np.asarray(self._fitted().proba_rows(self._transformed(rows)))
+        return np.asarray(self._fitted().proba_rows(self._before().rows(rows)))
 
     def log_prob_rows(self, rows: Rows, actions: npt.NDArray[Any]) -> FloatArray:
         """Return `log_prob` of the logged actions, as the learner's policy does on transformed rows."""
-        return np.asarray(self._fitted().log_prob_rows(self._transformed(rows), actions))
+        return np.asarray(self._fitted().log_prob_rows(self._before().rows(rows), actions))
 
     def quadrature_rows(self, rows: Rows) -> tuple[FloatArray, FloatArray] | None:
         """Return nodes and weights of the learner's policy on transformed rows, or None."""
-        nodes: tuple[FloatArray, FloatArray] | None = self._fitted().quadrature_rows(self._transformed(rows))
+        nodes: tuple[FloatArray, FloatArray] | None = self._fitted().quadrature_rows(self._before().rows(rows))
         return nodes
 
     def q_values(self, states: npt.ArrayLike, actions: npt.ArrayLike | None = None) -> FloatArray:
@@ -436,7 +441,7 @@ class PreprocessedLearner(PolicyLearner):
         -------
         ndarray of shape (n, n_actions) or (n,)
         """
-        return np.asarray(self._fitted().q_values(self._bare(states), actions))
+        return np.asarray(self._fitted().q_values(self._before().states(states), actions))
 
     def score(self, data: LoggedDataset) -> float:
         """Return the learner's score on the transformed log.
@@ -449,73 +454,19 @@ class PreprocessedLearner(PolicyLearner):
         -------
         float
         """
-        return float(self._fitted().score(self._transformed_log(data)))
+        return float(self._fitted().score(self._before().log(data)))
 
     def _fitted(self) -> Any:
         if not hasattr(self, "learner_"):
             raise NotFittedError(f"{OWNER} is not fitted; call fit(data) with a LoggedDataset first.")
         return self.learner_
 
-    def _around(self, learner: PolicyLearner) -> Self:
-        twin = copy.copy(self)
-        twin.learner_ = learner
-        return twin
-
-    # ---------------------------------------------------------------- transforming
-
-    def _bare(self, states: npt.ArrayLike) -> FloatArray:
+    def _before(self) -> Front:
         self._fitted()
-        return self._transformed(as_rows(states, OWNER, feature_names=self.feature_names_in_.tolist())).states
+        return self._front
 
-    def _transformed_log(self, data: LoggedDataset) -> LoggedDataset:
-        rows, final = self._transformed(data.rows()), None
-        if data.final_states is not None:
-            known = data.final_known()
-            final = np.full((data.n_episodes, rows.states.shape[1]), np.nan)
-            final[known] = self._transformed(data.final_rows(np.flatnonzero(known))).states
-        return data.replace(states=rows.states, final_states=final, feature_names=rows.feature_names)
-
-    def _transformed(self, rows: Rows) -> Rows:
-        check_feature_names(self, rows.feature_names, OWNER)
-        names = self.feature_names_out_
-        # scikit-learn's transformers refuse an array without rows.
-        states = self._transform(rows) if len(rows) else np.empty((0, len(names)))
-        if states.shape[1] != len(names):
-            raise ValueError(
-                f"{OWNER}: `transformer` must return the {len(names)} columns of its fit, got {states.shape[1]}; choose one "
-                "whose columns do not depend on the rows."
-            )
-        return Rows(states, names, rows.action_mask, rows.extras)
-
-    def _transform(self, rows: Rows) -> FloatArray:
-        try:
-            output = self.transformer_.transform(states_frame(rows))
-        except ValueError:
-            _check_finite(rows)
-            raise
-        states = np.asarray(output.toarray() if sparse.issparse(output) else output, dtype=np.float64)
-        if states.ndim != 2 or len(states) != len(rows) or states.shape[1] == 0:
-            raise ValueError(
-                f"{OWNER}: `transformer` must return a row for each state, shape ({len(rows)}, m), got {states.shape}; choose "
-                "another one."
-            )
-        bad = ~np.isfinite(states).all(axis=1)
-        if bad.any():
-            _check_finite(rows)
-            raise ValueError(
-                f"{OWNER}: `transformer` must return finite numbers, got NaN or infinite ones at {first_positions(bad)}; choose "
-                "one that is defined at every state."
-            )
-        return states
-
-    def _fit_transformer(self, data: LoggedDataset) -> None:
-        rows = data.rows()
-        self.feature_names_in_ = np.array(data.feature_names, dtype=object)
-        self.n_features_in_ = len(data.feature_names)
-        self._made_from = _identity(self.transformer)
-        self.transformer_ = clone(self.transformer).fit(states_frame(rows))
-        width = self._transform(rows).shape[1]
-        self.feature_names_out_ = _names_out(self.transformer_, width)
+    def _around(self, learner: PolicyLearner, front: Front) -> Self:
+        return copy.copy(self)._adopt(front, learner)
 
     # ---------------------------------------------------------------- file
 
@@ -575,33 +526,13 @@ class PreprocessedLearner(PolicyLearner):
 
         prefix = "learner/"
         learned = {name[len(prefix) :]: array for name, array in arrays.items() if name.startswith(prefix)}
-        self.learner_ = unpack_policy(learned, attributes["learner"], "the file")
-        self.transformer_ = unpack_transformer(arrays, attributes["transformer"], "transformer/")
-        self.feature_names_in_ = np.array(attributes["feature_names"]["in"], dtype=object)
-        self.n_features_in_ = len(self.feature_names_in_)
-        self.feature_names_out_ = tuple(attributes["feature_names"]["out"])
-        self.training_episode_keys_ = arrays["episode_keys"]
-
-
-def _identity(transformer: Any) -> str:
-    """Return a word that two transformers share only if they do the same."""
-    try:
-        return str(joblib.hash(transformer))
-    except Exception:  # what it holds cannot be pickled
-        return f"object {id(transformer)}"
-
-
-def _check_finite(rows: Rows) -> None:
-    """Raise if the states are at fault: only then, since an imputer may well take NaN."""
-    float_array(OWNER, "states", rows.states, 2)
-
-
-def _names_out(transformer: Any, width: int) -> tuple[str, ...]:
-    try:
-        names = tuple(str(name) for name in transformer.get_feature_names_out())
-    except (AttributeError, ValueError):
-        names = ()
-    return names if len(names) == width else tuple(f"transformed_{i}" for i in range(width))
+        front = Front(
+            unpack_transformer(arrays, attributes["transformer"], "transformer/"),
+            tuple(attributes["feature_names"]["in"]),
+            tuple(attributes["feature_names"]["out"]),
+            arrays["episode_keys"],
+        )
+        self._adopt(front, unpack_policy(learned, attributes["learner"], "the file"))
 
 
 def _has_callbacks(learner: Any) -> bool:

@@ -7,6 +7,7 @@ settings and the rollouts that score a policy are the same.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -119,17 +120,23 @@ def returns(env: str, act: Act, episodes: int = EPISODES, seed: int = RESET_SEED
 
 def references(env: str, logs: Path, folder: Path) -> dict[str, float]:
     """Return the mean returns of a policy that draws actions uniformly, and of the expert; the first is simulated once."""
-    path = folder / "references.json"
-    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    if env not in known:
+    path = folder / f"references-{env}.json"
+    if not path.exists():
         rows = json.loads((logs / env / "candidates.json").read_text())
         expert = next(row["value_1"][0] for row in rows if row["name"] == EXPERT)
         rng, size = np.random.default_rng(0), read(env, logs).actions.shape[1]
         random = returns(env, lambda states: rng.uniform(-1.0, 1.0, (len(states), size)), episodes=100)
-        known[env] = {"random": float(np.mean(random)), "expert": float(expert)}
-        folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(known, indent=1) + "\n")
-    return known[env]
+        write(path, {"random": float(np.mean(random)), "expert": float(expert)})
+    found: dict[str, float] = json.loads(path.read_text())
+    return found
+
+
+def write(path: Path, content: object) -> None:
+    """Write JSON whole or not at all: other processes may look for the file at any time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.part")
+    partial.write_text(json.dumps(content) + "\n")
+    partial.replace(path)
 
 
 @dataclass(frozen=True)
@@ -162,10 +169,7 @@ def record(run: Run, folder: Path, train: Callable[[], list[Act]], versions: dic
         "processor_seconds": round(busy, 1),
         "versions": versions,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = run.path(folder).with_suffix(".part")
-    partial.write_text(json.dumps(found) + "\n")
-    partial.replace(run.path(folder))
+    write(run.path(folder), found)
     means = " ".join(f"{np.mean(row):.0f}" for row in scores)
     print(run.env, run.learner, run.library, run.seed, "returns", means, f"in {seconds:.0f} s", flush=True)
 

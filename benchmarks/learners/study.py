@@ -159,7 +159,7 @@ def do(run: Run, log: LoggedDataset, logs: Path, folder: Path, peer: str | None)
 
 def scores(folder: Path) -> pd.DataFrame:
     """Return a row a run: its normalised score, 0 = random and 100 = the expert."""
-    known = json.loads((folder / "references.json").read_text())
+    known = {env: json.loads((folder / f"references-{env}.json").read_text()) for env in ENVIRONMENTS}
     rows = []
     for path in sorted(folder.glob("*-*-*-*.json")):
         found = json.loads(path.read_text())

@@ -170,7 +170,7 @@ def _checkpoints(learner: Any) -> dict[int, Policy]:
     if not getattr(learner, "checkpoints_", None):
         raise ValueError(
             f"{OWNER}: `learner` must have kept checkpoints, got none; set its checkpoints= to how many to keep, e.g. 10, and "
-            "call fit."
+            "call fit; a saved file keeps none."
         )
     return {int(n_updates): policy for n_updates, policy in stages(learner).items() if n_updates is not None}
 

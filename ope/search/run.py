@@ -101,7 +101,7 @@ def search(plan: Plan, data: LoggedDataset) -> Findings:
     if plan.screen is not None and plan.screen_updates is None:
         screened = _screened(plan, data, learned, candidates)
         kept = survivors(screened, plan.keep)
-    values, score_seconds = _value_all(plan, data, learned, kept, plan.estimators, "valued half")
+    values, score_seconds = _value_all(plan, data, learned, kept, plan.estimators, "valued part")
     seconds = _fit_seconds(learned, len(plan.settings))
     return Findings(candidates, kept, values, screened, seconds, score_seconds, learned)
 
@@ -137,7 +137,7 @@ def best_of_setting(
         None if the estimator refuses all of them.
     """
     members = [c for c in findings.candidates if c.setting == setting]
-    values, _ = _value_all(plan, data, findings.learned, members, {key: plan.estimators[key]}, "valued half")
+    values, _ = _value_all(plan, data, findings.learned, members, {key: plan.estimators[key]}, "valued part")
     found = [
         Valued(findings.learned[k].policies[c], estimate, c, k, 0)
         for k, repeat in enumerate(values)
@@ -156,7 +156,7 @@ def _learn_all(plan: Plan, data: LoggedDataset, settings: Sequence[int], **chang
         delayed(_learn_on)(data, part, plan.learners(settings, k, **changes), checkpoints=not changes)
         for k, part in enumerate(plan.parts)
     )
-    learned: list[Learned] = run_tasks(tasks, len(plan.parts), "learned half", plan.n_jobs, plan.progress)
+    learned: list[Learned] = run_tasks(tasks, len(plan.parts), "learned part", plan.n_jobs, plan.progress)
     if not any(found.policies for found in learned):
         reasons = list(dict.fromkeys(reason for found in learned for reason in found.failures.values()))
         raise ValueError(f"PolicySearch: no setting could be learned; the first reason: {reasons[0]}")
@@ -179,7 +179,7 @@ def _screened(
     plan: Plan, data: LoggedDataset, learned: Sequence[Learned], candidates: Sequence[Candidate]
 ) -> dict[Candidate, Estimate]:
     assert plan.screen is not None
-    values, _ = _value_all(plan, data, learned, candidates, {SCREEN: plan.screen}, "screened half")
+    values, _ = _value_all(plan, data, learned, candidates, {SCREEN: plan.screen}, "screened part")
     names = {plan.name(candidate): candidate for candidate in candidates}
     return {c: pool([found[SCREEN][name] for found in values], plan.parts, data) for name, c in names.items()}
 

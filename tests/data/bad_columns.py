@@ -252,7 +252,7 @@ PROPENSITIES = [
         "propensity NaN",
         read(frame(p=[0.5, np.nan, 0.5, 0.5]), behavior_prob="p"),
         ValueError,
-        (FRAME, "`behavior_prob`", "finite", ROW_20),
+        (FRAME, "`behavior_prob`", "finite", ROW_20, "leave behavior_prob out and estimate .* ope.estimate_behavior"),
     ),
     Bad(
         "log propensity positive",

@@ -63,8 +63,12 @@ def test_an_interruption_ends_all_groups_and_all_go_on() -> None:
     sizes = ((8,), (9,), (10,))
     whole = [BCQ(**{**TINY, "hidden": hidden}).fit(log) for hidden in sizes]
     learners = [BCQ(**{**TINY, "hidden": hidden}) for hidden in sizes]
-    learners[2].fit(random_log(8, seed=1))  # an earlier fit is not taken for this one
     ordered = sorted(range(3), key=lambda i: learners[i]._group_key())
+    # An earlier fit, and an earlier interruption, are not taken for this one.
+    learners[ordered[2]].callbacks = [press]
+    with pytest.warns(UserWarning, match="interrupted"):
+        learners[ordered[2]].fit(random_log(8, seed=1))
+    learners[ordered[2]].callbacks = None
     learners[ordered[1]].callbacks = [press]
     with pytest.warns(UserWarning, match="interrupted") as said:
         BCQ.fit_many(log, learners)

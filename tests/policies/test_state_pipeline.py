@@ -667,3 +667,20 @@ def test_many_behind_several_transformers_stop_and_go_on_together() -> None:
         PreprocessedLearner.fit_many(log, many, resume=True)
     with pytest.raises(TypeError, match=r"PreprocessedLearner.fit_many must be called on the class"):
         many[0].fit_many(log, many)
+
+
+def test_a_learner_that_waits_behind_the_same_transformer_goes_on_too() -> None:
+    log = random_log()
+
+    def interrupt(_: Any) -> None:
+        raise KeyboardInterrupt
+
+    first, last = sorted((BCQ(**{**SMALL, "hidden": (width,)}) for width in (8, 9)), key=lambda one: one._group_key())
+    many = [PreprocessedLearner(StandardScaler(), one) for one in (last, first.set_params(callbacks=[interrupt]))]
+    many[0].fit(random_log(seed=1))
+    with pytest.warns(UserWarning, match="interrupted"):
+        PreprocessedLearner.fit_many(log, many)
+    assert [hasattr(one, "learner_") for one in many] == [False, True]
+    first.set_params(callbacks=None)
+    for ours in PreprocessedLearner.fit_many(log, many, resume=True):
+        same_policy(ours.learner_, PreprocessedLearner(StandardScaler(), ours.learner).fit(log).learner_)
