@@ -124,7 +124,9 @@ class Rows:
     def remedy(self, parameter: str, bad: BoolArray) -> str:
         """Return what to do about missing values of a parameter."""
         if parameter in ("behavior_prob", "behavior_log_prob"):
-            return f"remove these episodes, or leave {parameter} out and estimate propensities with ope.estimate_behavior"
+            return (
+                f"remove these episodes, or leave {parameter} out and estimate propensities with ope.estimate_behavior"
+            )
         remedy = "remove these episodes or impute the values before"
         if parameter in ("action", "reward") and not bad[~self.mark(self.last)].any():
             remedy += '; if these rows hold the last state only, pass final_row="state_only"'
