@@ -205,11 +205,18 @@ class ImportanceFit:
     totals: weights.StepTotals
     summary: weights.WeightSummary
     per_decision: bool
+    omega: FloatArray  # a weight of mean 1 for each episode
+
+    @property
+    def weighed_final(self) -> FloatArray:
+        """The last log weights, those of the episodes included."""
+        with np.errstate(divide="ignore"):
+            return np.asarray(self.final_log_w + np.log(self.omega))
 
     @property
     def ess(self) -> float:
         """Effective number of episodes: the least over the steps from which rewards are still to come."""
-        final = effective_sample_size(self.final_log_w)
+        final = effective_sample_size(self.weighed_final)
         if not self.per_decision:
             return final
         matters = steps_with_mass(self.summary.discounted_rewards)
@@ -235,10 +242,10 @@ def importance_fit(blocks: Iterable[WeightBlock], form: Form, weight: FloatArray
     totals, final = weights.finish(summary), np.concatenate(finals)
     if form.self_normalized:
         value, influence = _self_normalized(kept, form, final, totals, weight)
-        return ImportanceFit(value, influence, None, final, totals, summary, form.per_decision)
+        return ImportanceFit(value, influence, None, final, totals, summary, form.per_decision, weight)
     x = np.concatenate([score for score in kept if isinstance(score, np.ndarray)])
     value, scores = float(np.mean(weight * x)), x if bool(np.all(weight == 1.0)) else None
-    return ImportanceFit(value, weight * (x - value), scores, final, totals, summary, form.per_decision)
+    return ImportanceFit(value, weight * (x - value), scores, final, totals, summary, form.per_decision, weight)
 
 
 def _needed(block: WeightBlock, form: Form) -> WeightBlock | FloatArray:
@@ -280,10 +287,10 @@ def weight_diagnostics(data: LoggedDataset, fit: ImportanceFit) -> dict[str, Any
     below = np.flatnonzero(fit.totals.effective_sample_size < EFFECTIVE_HORIZON_ESS)
     return {
         "ess": fit.ess,
-        "ess_final": effective_sample_size(fit.final_log_w),
+        "ess_final": effective_sample_size(fit.weighed_final),
         **verdicts.influence_diagnostics(fit.influence),
         "mean_weight": float(fit.totals.mean_weight[-1]),
-        "pareto_k": pareto_k(fit.final_log_w),
+        "pareto_k": pareto_k(fit.weighed_final),
         "effective_horizon": int(below[0]) if len(below) else len(fit.totals.scale),
         "truncated_share": verdicts.truncated_share(data),
     }

@@ -204,7 +204,7 @@ def _evidence(
     value, psi = sample.influence(sample.returns)
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         diagnostics = weight_diagnostics(data, fit)
-        diagnostics["ess"] = effective_sample_size(fit.final_log_w + np.log(sample.omega))
+        diagnostics["ess"] = effective_sample_size(fit.weighed_final)
         diagnostics |= verdicts.influence_diagnostics(psi)
         mass, labels = unlogged_mass(data, policy)
         diagnostics["unlogged_mass"] = mass

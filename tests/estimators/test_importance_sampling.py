@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from decimal import Decimal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -535,3 +536,22 @@ def test_horizon_limits_an_undiscounted_tail(kind: Kind) -> None:
     estimate = fit(case, kind, 1.0)
     assert estimate.diagnostics["truncated_tail"] == pytest.approx(1 / 400)
     assert estimate.verdict.level is Level.VALID
+
+
+@pytest.mark.parametrize(("one", "other"), [(TrajectoryIS, PerDecisionIS), (WeightedIS, WeightedIS)])
+def test_the_effective_size_counts_the_weights_of_episodes(one: Any, other: Any) -> None:
+    rng = np.random.default_rng(0)
+    actions = rng.integers(0, 2, 200)
+    log = LoggedDataset.from_arrays(
+        np.ones((200, 1)), actions, rng.random(200), lengths=[1] * 200, ends="terminal", behavior_prob=[0.5] * 200
+    )
+    policy, weight = TabularPolicy([[0.7, 0.3]]), np.zeros(200)
+    weight[:3] = 1.0
+    whole = {} if one is TrajectoryIS else {"per_decision": False}
+    found = one(gamma=1.0, **whole).fit(log, policy, weight).estimate()
+    # Of one step, so that the forms agree.
+    step_by_step = other(gamma=1.0).fit(log, policy, weight).estimate()
+    w = 2.0 * np.where(actions[:3] == 0, 0.7, 0.3)
+    assert found.diagnostics["ess"] == pytest.approx(w.sum() ** 2 / (w**2).sum())
+    assert found.diagnostics["ess"] == pytest.approx(step_by_step.diagnostics["ess"])
+    assert found.verdict.level is step_by_step.verdict.level is Level.REFUSE
