@@ -19,6 +19,7 @@ from ope.schema import End
 from ope.validation import BoolArray, FloatArray, IntArray
 
 MASS_TAIL = 0.01
+ROUNDING = 1e-12
 EFFECTIVE_HORIZON_ESS = 10.0
 
 # -------------------------------------------------------------------- mathematics
@@ -141,7 +142,7 @@ def discounted(rewards: FloatArray, offsets: IntArray, gamma: float) -> FloatArr
 
 
 def times(w: FloatArray, x: FloatArray) -> FloatArray:
-    """Return w x; an infinite weight on a reward of 0 contributes nothing."""
+    """Return w x, 0 wherever x is 0: an infinite weight on a reward of 0, or an episode of weight 0, contributes nothing."""
     with np.errstate(invalid="ignore"):
         product = w * x
     product[x == 0.0] = 0.0
@@ -157,6 +158,8 @@ def truncation_tail(
     horizon: int | None,
 ) -> FloatArray:
     """Return W_i gamma^T_i |r|max times the discounted steps that recording missed, shape (n_episodes,); 0 where not truncated."""
+    if reward_bound == 0.0:
+        return np.zeros(len(lengths))
     with np.errstate(over="ignore"):
         w = np.where(truncated > 0, np.exp(log_w_final), 0.0)
     if horizon is None:
@@ -216,11 +219,20 @@ class ImportanceFit:
     @property
     def ess(self) -> float:
         """Effective number of episodes: the least over the steps from which rewards are still to come."""
-        final = effective_sample_size(self.weighed_final)
         if not self.per_decision:
-            return final
-        matters = steps_with_mass(self.summary.discounted_rewards)
-        return float(self.totals.effective_sample_size[matters].min(initial=final))
+            return effective_sample_size(self.weighed_final)
+        return float(self.totals.effective_sample_size[self.matters].min())
+
+    @property
+    def matters(self) -> BoolArray:
+        """The steps from which rewards are still to come, (H,)."""
+        return steps_with_mass(self.summary.discounted_rewards)
+
+    @property
+    def mean_weight(self) -> float:
+        """Mean weight at the last of these steps, of whole trajectories at their end."""
+        weights_ = self.totals.mean_weight
+        return float(weights_[self.matters][-1] if self.per_decision else weights_[-1])
 
 
 def weight_blocks(policy: Policy, data: LoggedDataset) -> Iterator[WeightBlock]:
@@ -242,10 +254,12 @@ def importance_fit(blocks: Iterable[WeightBlock], form: Form, weight: FloatArray
     totals, final = weights.finish(summary), np.concatenate(finals)
     if form.self_normalized:
         value, influence = _self_normalized(kept, form, final, totals, weight)
+        influence = settled(influence, value)
         return ImportanceFit(value, influence, None, final, totals, summary, form.per_decision, weight)
     x = np.concatenate([score for score in kept if isinstance(score, np.ndarray)])
-    value, scores = float(np.mean(weight * x)), x if bool(np.all(weight == 1.0)) else None
-    return ImportanceFit(value, weight * (x - value), scores, final, totals, summary, form.per_decision, weight)
+    value, scores = float(np.mean(times(x, weight))), x if bool(np.all(weight == 1.0)) else None
+    influence = settled(times(x - value, weight), value)
+    return ImportanceFit(value, influence, scores, final, totals, summary, form.per_decision, weight)
 
 
 def _needed(block: WeightBlock, form: Form) -> WeightBlock | FloatArray:
@@ -265,8 +279,21 @@ def _self_normalized(
     step_values = form.gamma ** np.arange(len(totals.scale)) * totals.mean_reward
     suffix = weights.padded_suffix(totals, step_values)
     parts = [weighted_per_decision_influence(*block, form.gamma, totals, suffix) for block in blocks]
-    value = float(step_values.sum()) if np.all(totals.total > 0) else float("nan")
-    return value, weight * np.concatenate(parts)
+    counts = form.gamma ** np.arange(len(totals.scale)) > 0
+    value = float(step_values.sum()) if np.all(totals.total[counts] > 0) else float("nan")
+    return value, times(np.concatenate(parts), weight)
+
+
+def settled(influence: FloatArray, value: float) -> FloatArray:
+    """Return an influence without what rounding leaves of a value that does not vary.
+
+    Examples
+    --------
+    >>> settled(np.array([1e-17, -1e-17]), 0.1), settled(np.array([1e-3, -1e-3]), 0.1)
+    (array([0., 0.]), array([ 0.001, -0.001]))
+    """
+    varies = np.max(np.abs(influence), initial=0.0) > ROUNDING * abs(value)
+    return influence if varies or not np.isfinite(value) else np.zeros_like(influence)
 
 
 def choose(fits: Sequence[ImportanceFit], enough: float = verdicts.THRESHOLDS.ess_refuse) -> LepskiChoice:
@@ -289,7 +316,7 @@ def weight_diagnostics(data: LoggedDataset, fit: ImportanceFit) -> dict[str, Any
         "ess": fit.ess,
         "ess_final": effective_sample_size(fit.weighed_final),
         **verdicts.influence_diagnostics(fit.influence),
-        "mean_weight": float(fit.totals.mean_weight[-1]),
+        "mean_weight": fit.mean_weight,
         "pareto_k": pareto_k(fit.weighed_final),
         "effective_horizon": int(below[0]) if len(below) else len(fit.totals.scale),
         "truncated_share": verdicts.truncated_share(data),

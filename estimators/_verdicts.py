@@ -159,6 +159,11 @@ def judge_mean_weight(mean_weight: float) -> Finding:
     return None
 
 
+def judge_lack(mean_weight: float) -> Finding:
+    """Judge a mean weight below 1 alone: episodes that the log lacks, whatever is done to the weights afterwards."""
+    return judge_mean_weight(mean_weight) if mean_weight < THRESHOLDS.mean_weight_low else None
+
+
 def judge_tail(tail: float, std_error: float) -> tuple[Finding, float]:
     """Judge the bound of what truncated episodes would still have earned; return the widening of the interval too."""
     if tail <= THRESHOLDS.tail_harmless * std_error:

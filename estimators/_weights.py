@@ -147,6 +147,8 @@ def summarise(
     steps = ragged.step_index(offsets)
     constant = episode_weight.min() == episode_weight.max()
     row_weight = episode_weight[:1] if constant else np.repeat(episode_weight, lengths)
+    if (episode_weight == 0.0).any():  # such episodes are not there: they set no scale
+        log_w = np.where(np.repeat(episode_weight, lengths) > 0.0, log_w, -np.inf)
     mass = sums_at(steps, row_weight * np.abs(rewards), horizon) * gamma ** np.arange(horizon)
     alive = scaled_sums(log_w, steps, horizon, row_weight, rewards)
     ended = scaled_sums(log_w[offsets[1:] - 1], lengths, horizon + 1, episode_weight, None)

@@ -159,7 +159,7 @@ class _Trials:
         """Return an estimator with the settings of the owner."""
         made: dict[str, OffPolicyEstimator] = {
             LINEAR: self.owner.linear or LSTDQ(),
-            NEURAL: self.owner.neural or NeuralFittedQEvaluation(),
+            NEURAL: self.owner.neural or NeuralFittedQEvaluation(stationary=self._stationary),
             "ControlVariateIS": ControlVariateIS(),
             "IncrementalIS": IncrementalIS(),
         }
@@ -206,7 +206,7 @@ class _Trials:
         )
 
     def _weights(self, cause: str) -> tuple[str, str]:
-        spread = {name: self._spread(name) for name in WEIGHTED} if self.data.behavior_log_prob is not None else {}
+        spread = {name: self._spread(name) for name in WEIGHTED} if self._weights_apply() else {}
         best = min(spread, key=spread.__getitem__, default=None)
         if best is None or not np.isfinite(spread[best]):
             return (
@@ -214,6 +214,15 @@ class _Trials:
                 f"{cause}; importance weights, which need no states, do not apply to this log and these policies.",
             )
         return best, f"{cause}; of the methods that need no states, it has the smaller standard error."
+
+    def _weights_apply(self) -> bool:
+        # Weights answer for the horizon of the log: a stationary question about such a log is another one.
+        other = self._stationary and self.data.horizon is not None
+        return self.data.behavior_log_prob is not None and not other
+
+    @property
+    def _stationary(self) -> bool:
+        return self.owner.linear is not None and self.owner.linear.stationary
 
     def _spread(self, name: str) -> float:
         """Return the mean log standard error over the candidates; infinite where one has none."""

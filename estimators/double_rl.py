@@ -208,8 +208,9 @@ class DoubleReinforcementLearning(CrossFitted):
 
     @property
     def needs_propensities(self) -> bool:  # type: ignore[override]
-        """Whether the ratio reads propensities."""
-        return isinstance(self.ratio, RatioEstimator) and self.ratio.needs_propensities
+        """Whether the ratio or the Q model reads propensities."""
+        ratio = isinstance(self.ratio, RatioEstimator) and self.ratio.needs_propensities
+        return ratio or bool(getattr(self.q, "needs_propensities", False))
 
     def _requirement(self, discrete: bool) -> Requirement:
         own = super()._requirement(discrete)

@@ -21,6 +21,7 @@ from ope.estimators._importance import (
     clipping_bias,
     importance_fit,
     tail_finding,
+    times,
     weight_blocks,
     weight_diagnostics,
     weight_findings,
@@ -60,7 +61,7 @@ class ImportanceSampling(OffPolicyEstimator):
     self_normalized : bool
         Divide by the sum of weights instead of the number of episodes: a small bias for much less variance.
     clip : float, "lepski" or None
-        Upper limit of the cumulative weights. Biased; the bound of the bias is reported as ``clip_bias``. "lepski" takes the
+        Upper limit of the cumulative weights. Biased; ``clip_bias`` is the bound of the bias or, self-normalised, the difference from the unclipped value. "lepski" takes the
         lowest of the limits 1024, 512, ..., 1 that the higher ones, and no limit at all, do not contradict.
 
     Notes
@@ -148,16 +149,35 @@ class ImportanceSampling(OffPolicyEstimator):
         fits = [importance_fit((block.clipped(clip) for block in blocks), form, weight) for clip in clips]
         choice = choose(fits)
         fit, clip = fits[choice.index], clips[choice.index]
-        removed = [clipping_bias(*block, form.gamma, clip, form.per_decision) for block in blocks]
-        bias = float(np.mean(weight * np.concatenate(removed))) if np.isfinite(clip) else 0.0
-        error = verdicts.standard_error(fit.influence)
-        findings = [verdicts.judge_clipping(bias, error)] if np.isfinite(fit.value + error) else []
-        diagnostics: dict[str, Any] = {"clip_bias": bias}
+        whole = importance_fit(blocks, form, weight)
+        bias, findings = _bias_of_clipping(blocks, form, fit, whole, clip)
+        # What the log lacks shows in the weights as they are: clipped ones are small anyway.
+        findings.append(verdicts.judge_lack(whole.mean_weight))
+        diagnostics: dict[str, Any] = {"clip_bias": bias, "mean_weight_unclipped": whole.mean_weight}
         if self.clip == "lepski":
             diagnostics |= {"clip": clip, "choice": choice.reason([f"clip={value:g}" for value in clips])}
             judges = (verdicts.judge_choice, verdicts.judge_unseen_bias)
             findings.extend(judge(choice, f"clip={clip:g}") for judge in judges)
         return replace(fit, scores=None), Clipping(diagnostics, findings, applied=bool(np.isfinite(clip)))
+
+
+def _bias_of_clipping(
+    blocks: list[WeightBlock], form: Form, fit: ImportanceFit, whole: ImportanceFit, clip: float
+) -> tuple[float, list[verdicts.Finding]]:
+    """Return what clipping may move the value by, and what is said of it.
+
+    A bound where weights are not normalised. Where they are, removing mass from one episode moves it to all others: the
+    difference from the value of whole weights, as far as that is known.
+    """
+    if not np.isfinite(clip):
+        return 0.0, []
+    error = verdicts.standard_error(fit.influence)
+    if form.self_normalized:
+        bias, known_to = fit.value - whole.value, verdicts.standard_error(fit.influence - whole.influence)
+        return bias, [verdicts.judge_bias("Clipping the weights", bias, known_to, error)]
+    removed = [clipping_bias(*block, form.gamma, clip, form.per_decision) for block in blocks]
+    bias = float(np.mean(times(np.concatenate(removed), fit.omega)))
+    return bias, [verdicts.judge_clipping(bias, error)] if np.isfinite(fit.value + error) else []
 
 
 class TrajectoryIS(ImportanceSampling):

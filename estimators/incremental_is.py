@@ -222,6 +222,8 @@ class IncrementalIS(OffPolicyEstimator):
             findings += weight_findings(data, policy, fit, self._gamma, diagnostics, clipped=clipped)
             diagnostics |= chosen
             findings.append(_judge_bias(option, fit, unbiased, diagnostics))
+            if clipped:
+                findings.append(verdicts.judge_lack(log.fit(Option(option.window)).mean_weight))
             tail, widening = tail_finding(data, fit, form, weight, diagnostics)
         return self._result(
             data,

@@ -127,7 +127,11 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
     def failed(self, data: LoggedDataset, name: str, reason: str) -> Estimate:
         """Return an entry without a value that says why."""
         verdict = Verdict(Level.REFUSE, (reason,))
-        return self._result(data, name, value=float("nan"), verdict=verdict, error=reason)
+        return self._result(data, name, value=float("nan"), verdict=verdict, error=reason, horizon=self._horizon(data))
+
+    def _horizon(self, data: LoggedDataset) -> int | None:
+        """Return the horizon of the question: none where it is asked as a stationary one."""
+        return None if getattr(self, "stationary", False) else data.horizon
 
     def _result(self, data: LoggedDataset, name: str, *, value: float, **parts: Any) -> Estimate:
         horizon = parts.pop("horizon", data.horizon)
@@ -177,7 +181,8 @@ class OffPolicyEstimator(BaseEstimator):  # type: ignore[misc]
             raise ValueError(
                 f"{owner}.fit: `episode_weight` must be finite, non-negative and not all zero{where}; correct the weights."
             )
-        return np.asarray(array / array.mean())
+        # Equal weights are none at all, to the bit: estimates keep their scores.
+        return np.ones(len(array)) if array.min() == array.max() else np.asarray(array / array.mean())
 
     def _check_policy(self, data: LoggedDataset, policy: Any, name: str) -> None:
         owner = type(self).__name__
