@@ -266,13 +266,18 @@ def romano_wolf(statistics: npt.ArrayLike, draws: FloatArray, *, two_sided: bool
     return p
 
 
-def max_t_p_values(statistics: npt.ArrayLike, draws: FloatArray, *, two_sided: bool = True) -> FloatArray:
+def max_t_p_values(
+    statistics: npt.ArrayLike, draws: FloatArray, *, two_sided: bool = True, p_values: npt.ArrayLike | None = None
+) -> FloatArray:
     """Adjust p-values by the distribution of the largest statistic, in a single step.
 
     Parameters
     ----------
     statistics, draws, two_sided
         As in `romano_wolf`.
+    p_values : array-like of shape (m,), optional
+        Of the single tests. The adjusted ones are then kept between them and Bonferroni's, as `critical_value` is, and agree
+        with it without simulation error; for a single test they are the same.
 
     Returns
     -------
@@ -288,9 +293,22 @@ def max_t_p_values(statistics: npt.ArrayLike, draws: FloatArray, *, two_sided: b
     """
     t = np.asarray(statistics, dtype=np.float64)
     size, null = (np.abs(t), np.abs(draws)) if two_sided else (t, draws)
+    if p_values is not None:
+        return _between_single_and_bonferroni(size, null, _p_values("max_t_p_values", p_values))
     largest = np.sort(null.max(axis=1))
     above = len(largest) - np.searchsorted(largest, size, side="left")
     return np.asarray((1.0 + above) / (len(largest) + 1.0))
+
+
+def _between_single_and_bonferroni(size: FloatArray, null: FloatArray, p: FloatArray) -> FloatArray:
+    varies = null.any(axis=0)
+    count = int(varies.sum())
+    if count <= 1:
+        return p.copy()
+    largest = np.sort(null[:, varies].max(axis=1))
+    # The inverse of the quantile of `critical_value`, interpolated like it.
+    share = np.interp(size, largest, np.arange(1.0, len(largest) + 1.0) / (len(largest) + 1.0), left=0.0)
+    return np.asarray(np.clip(1.0 - share, p, np.minimum(count * p, 1.0)))
 
 
 def critical_value(draws: FloatArray, n: int, alpha: float, sides: int) -> float:
@@ -308,7 +326,8 @@ def critical_value(draws: FloatArray, n: int, alpha: float, sides: int) -> float
     Returns
     -------
     float
-        Kept between the t quantiles of a single error and of Bonferroni, between which the exact value lies.
+        Kept between the t quantiles of a single error and of Bonferroni, between which the exact value lies. Bonferroni's
+        where alpha lies beyond what B draws can tell.
 
     Examples
     --------
@@ -321,6 +340,8 @@ def critical_value(draws: FloatArray, n: int, alpha: float, sides: int) -> float
     single, bonferroni = (-float(stdtrit(n - 1, alpha / sides / m)) for m in (1, count))
     if count == 1:
         return single
+    if alpha * (len(draws) + 1.0) < 1.0:
+        return bonferroni
     quantile = float(np.quantile(draws[:, varies].max(axis=1), 1.0 - alpha, method="weibull"))
     return min(max(quantile, single), bonferroni)
 

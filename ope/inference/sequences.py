@@ -6,6 +6,7 @@ is at most 1 - level. Bounds of `ope.inference.bound_methods` other than betting
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, get_args
@@ -101,7 +102,7 @@ class ConfidenceSequence(ABC):
         Raises
         ------
         ValueError
-            If a score lies outside the range, or an episode was counted before.
+            If a score lies outside the range, or an episode was counted before. After any error the sequence is what it was.
         IntervalNotAvailable
             If the estimate is no mean of per-episode terms, or its propensities are estimated.
 
@@ -112,22 +113,24 @@ class ConfidenceSequence(ABC):
         """
         scores = self._scores_of(new)
         check_inside(type(self).__name__, scores, self.low, self.high)
+        fresh = self._fresh(new.episode_keys) if hasattr(new, "episode_keys") else set()
         unit = np.clip((scores - self.low) / (self.high - self.low), 0.0, 1.0)
-        for side, values in ((self._lower, unit), (self._upper, 1.0 - unit)):
-            if side is not None:
-                side.update(values)
-        self._n += len(unit)
+        # All that can fail is done on copies: an update counts as a whole or not at all.
+        lower, upper = (
+            None if side is None else side.after(values)
+            for side, values in ((self._lower, unit), (self._upper, 1.0 - unit))
+        )
+        self._lower, self._upper, self._n = lower, upper, self._n + len(unit)
+        self._seen |= fresh
         return self
 
     def _scores_of(self, new: Any) -> FloatArray:
         owner = type(self).__name__
         if not hasattr(new, "episode_keys"):
             return finite_array(owner, "new", np.atleast_1d(np.asarray(new)))
-        scores = finite_array(owner, "new", exact_scores_of(new, owner))
-        self._remember(new.episode_keys)
-        return scores
+        return finite_array(owner, "new", exact_scores_of(new, owner))
 
-    def _remember(self, keys: UIntArray) -> None:
+    def _fresh(self, keys: UIntArray) -> set[int]:
         fresh = set(keys.tolist())
         again = len(fresh & self._seen)
         if again:
@@ -135,7 +138,7 @@ class ConfidenceSequence(ABC):
                 f"{type(self).__name__}: `new` must hold new episodes only, got {again} of {len(fresh)} that were counted "
                 "before; estimate on the episodes that arrived since the last update."
             )
-        self._seen |= fresh
+        return fresh
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.low:g}, {self.high:g}, level={self.level:g}: {self._n} episodes)"
@@ -148,8 +151,19 @@ class Side(ABC):
         self.alpha, self.end = alpha, 0.0
         self._moments = RunningMoments()
 
+    def after(self, unit: FloatArray) -> Self:
+        """Return this end after more values; itself it stays as it is."""
+        grown = self._copy()
+        grown._update(unit)
+        return grown
+
+    def _copy(self) -> Self:
+        grown = copy.copy(self)
+        grown._moments = copy.copy(self._moments)
+        return grown
+
     @abstractmethod
-    def update(self, unit: FloatArray) -> None:
+    def _update(self, unit: FloatArray) -> None:
         """Take in values."""
 
     def _bets(self, unit: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -166,7 +180,12 @@ class _BettingSide(Side):
         self._units, self._stakes = _Growing(), _Growing()
         self._capital = 0.0  # logarithm, against the mean at the end
 
-    def update(self, unit: FloatArray) -> None:
+    def _copy(self) -> Self:
+        grown = super()._copy()
+        grown._units, grown._stakes = copy.copy(self._units), copy.copy(self._stakes)
+        return grown
+
+    def _update(self, unit: FloatArray) -> None:
         bets, _ = self._bets(unit)
         self._units.extend(unit)
         self._stakes.extend(bets)
@@ -188,7 +207,7 @@ class _BernsteinSide(Side):
         super().__init__(alpha)
         self._sums = np.zeros(3)
 
-    def update(self, unit: FloatArray) -> None:
+    def _update(self, unit: FloatArray) -> None:
         bets, means = self._bets(unit)
         bets = np.minimum(bets, CAP)
         slack = (unit - means) ** 2 * (-np.log1p(-bets) - bets)
@@ -265,11 +284,11 @@ class EmpiricalBernsteinSequence(ConfidenceSequence):
 
 
 class _Growing:
-    """An array that grows at its end, in amortised constant time."""
+    """An array that grows at its end, in amortised constant time; shallow copies share it until two of them grow."""
 
     def __init__(self) -> None:
         self._buffer: FloatArray = np.empty(64)
-        self._n = 0
+        self._n, self._written = 0, [0]
 
     @property
     def values(self) -> FloatArray:
@@ -277,7 +296,7 @@ class _Growing:
 
     def extend(self, new: FloatArray) -> None:
         needed = self._n + len(new)
-        if needed > len(self._buffer):
-            self._buffer = np.concatenate([self.values, np.empty(2 * needed - self._n)])
+        if needed > len(self._buffer) or self._written[0] > self._n:
+            self._buffer, self._written = np.concatenate([self.values, np.empty(2 * needed - self._n)]), [self._n]
         self._buffer[self._n : needed] = new
-        self._n = needed
+        self._n = self._written[0] = needed

@@ -70,7 +70,7 @@ def pictures(selector: Any, sensitivity: Any = None) -> Iterator[Picture]:
             "Values of the candidates",
             words,
             rows_height(n),
-            lambda ax: plot_estimates(selector, ax=ax),
+            lambda ax: plot_estimates(selector, level=selector.settings_.level, ax=ax),
         )
     yield from _of_comparison(selector)
     if len(selector.estimates_) > 1:
@@ -83,7 +83,7 @@ def pictures(selector: Any, sensitivity: Any = None) -> Iterator[Picture]:
             "Estimators against each other",
             words,
             height,
-            lambda ax: plot_agreement(selector, level=selector.level, ax=ax),
+            lambda ax: plot_agreement(selector, level=selector.settings_.level, ax=ax),
         )
     yield from _of_weights(selector)
     if selector.log_.calibration is not None:

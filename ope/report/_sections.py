@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
+from ope.baseline import LOGGED
 from ope.citations import is_cited, references
 from ope.display import Markup, between, bullets, number, tag
 from ope.estimate import Estimate
@@ -48,12 +49,16 @@ def headline(selector: Any) -> str:
         return f"Deploy “{selector.deployed_name_}”"
     if selector.deployed_name_ is None:
         return "No candidate can be chosen"
-    of_log = selector.baseline == "logged"
-    return f"Keep the {selector.deployed_name_}" if of_log else f"Keep “{selector.deployed_name_}”"
+    return f"Keep {_the(selector.deployed_name_)}"
+
+
+def _the(policy: str) -> str:
+    """Return what a heading calls a baseline."""
+    return f"the {policy}" if policy == LOGGED else f"“{policy}”"
 
 
 def _cards(selector: Any) -> Iterator[tuple[str, object, object]]:
-    level = f"{selector.level:.0%}"
+    level = f"{selector.settings_.level:.0%}"
     chosen = selector.corrected_
     if chosen is not None:
         how = "not corrected for the choice" if chosen.method == "none" else "corrected for the choice"
@@ -61,15 +66,17 @@ def _cards(selector: Any) -> Iterator[tuple[str, object, object]]:
         yield f"Value of “{chosen.policy}”", number(chosen.value), words
     if selector.baseline_ is not None:
         yield (
-            f"Value of the {selector.baseline_.policy}",
+            f"Value of {_the(selector.baseline_.policy)}",
             number(selector.baseline_.value),
-            _interval(selector.baseline_, selector.level),
+            _interval(selector.baseline_, selector.settings_.level),
         )
     if chosen is not None and chosen.policy in selector.gates_.index:
         row = selector.gates_.loc[chosen.policy]
-        yield "Difference", number(row["difference"]), f"at least {number(row['lower_bound'])} with {level} confidence"
+        known = bool(np.isfinite(row["lower_bound"]))
+        least = f"at least {number(row['lower_bound'])} with {level} confidence" if known else "no bound holds"
+        yield "Difference", number(row["difference"]), least
         passed = "✓ passes" if row["passes"] else "✕ does not pass"
-        yield "Safety gate", passed, f"adjusted p-value {row['p_adjusted']:.2g}"
+        yield "Safety gate", passed, f"adjusted p-value {row['p_adjusted']:.2g}" if known else "the table says why"
 
 
 def _interval(estimate: Estimate, level: float) -> str:
@@ -118,17 +125,17 @@ def about(selector: Any) -> Markup:
 def gates(selector: Any) -> Markup:
     """Return the differences to the current policy and whether they pass."""
     title = "Difference to the current policy"
-    if selector.baseline_ is None:
-        return section(
-            "gates",
-            title,
-            tag("p", "No baseline was given, so no candidate was tested against what is deployed today."),
-        )
     if not len(selector.gates_):
-        return section(
-            "gates", title, tag("p", "No candidate has an answer, so none can be compared with what is deployed today.")
-        )
+        return section("gates", title, tag("p", _why_no_gate(selector)))
     return section("gates", title, tag("p", _rule_of_gate(selector)), _gate_table(selector))
+
+
+def _why_no_gate(selector: Any) -> str:
+    if selector.settings_.baseline is None:
+        return "No baseline was given, so no candidate was tested against what is deployed today."
+    if selector.primary_ is None:
+        return "No candidate has an answer, so none can be compared with what is deployed today."
+    return "The baseline is the only candidate, so there is none to compare with it."
 
 
 def _gate_table(selector: Any) -> Markup:
@@ -144,34 +151,34 @@ def _gate_table(selector: Any) -> Markup:
         [name, *(row[key] for key in keys), "✓ yes" if row["passes"] else "✕ no", row["reason"]]
         for name, row in selector.gates_.iterrows()
     ]
-    caption = f"Differences to the {selector.baseline_.policy}"
+    caption = f"Differences to {_the(selector.baseline_.policy)}"
     return table(columns, rows, caption, key="table-gates", chosen=selector.best_name_, sortable=True)
 
 
 def _rule_of_gate(selector: Any) -> str:
-    baseline = selector.baseline_
-    than = "better than" if not selector.margin else f"worse by at most {number(float(selector.margin))} than"
+    baseline, used = selector.baseline_, selector.settings_
+    than = "better than" if not used.margin else f"worse by at most {number(float(used.margin))} than"
     error = {
         "max_t": "for all candidates at once, by the distribution of the largest statistic",
         "holm": "for all candidates at once, by Holm's procedure",
         "none": "for each candidate alone: with many candidates, some pass by luck",
-    }[selector.gate_adjust]
+    }[used.gate_adjust]
     return (
-        f"A candidate passes if it is shown to be {than} the {baseline.policy} (value {number(baseline.value)}, {_interval(baseline, selector.level)}). "
-        f"Differences are paired by episode. The error of {1 - selector.level:.2g} is controlled {error}."
+        f"A candidate passes if it is shown to be {than} {_the(baseline.policy)} (value {number(baseline.value)}, {_interval(baseline, used.level)}). "
+        f"Differences are paired by episode. The error of {1 - used.level:.2g} is controlled {error}."
     )
 
 
 def candidates(selector: Any) -> Markup:
     """Return the candidates by the deciding estimator, and every estimate, as sortable tables."""
-    level = f"{selector.level:.0%}"
+    level = f"{selector.settings_.level:.0%}"
     parts: list[object] = []
     if selector.primary_ is not None:
         words = f"By {selector.primary_}, which decides because it answers for the most candidates."
         hint = tag("span", " Press a header to sort.", class_="screen")
         parts = [tag("p", words, hint), _deciding(selector, level), tag("p", _best(selector))]
     else:
-        parts = [tag("p", "No estimator has an answer; every estimate and its reason is below.")]
+        parts = [tag("p", "No estimator decides; every estimate and its reason is below.")]
     columns = [
         Column("candidate", "text"),
         Column("estimator", "text"),
@@ -232,10 +239,10 @@ def _deciding(selector: Any, level: str) -> Markup:
 
 
 def _best(selector: Any) -> str:
-    names = ", ".join(f"“{name}”" for name in selector.best_set_)
+    names, level = ", ".join(f"“{name}”" for name in selector.best_set_), selector.settings_.level
     if len(selector.best_set_) == 1:
-        return f"With {selector.level:.0%} confidence the best of the candidates that are not refused is {names}."
-    return f"With {selector.level:.0%} confidence the best of the candidates that are not refused is one of {names}."
+        return f"With {level:.0%} confidence the best of the candidates that are not refused is {names}."
+    return f"With {level:.0%} confidence the best of the candidates that are not refused is one of {names}."
 
 
 def data(selector: Any) -> Markup:
@@ -327,19 +334,16 @@ def _diagnostic(estimate: Estimate, key: str) -> object:
 
 def methods(selector: Any) -> Markup:
     """Return how it was computed: estimators with their settings, intervals, statements, references."""
-    estimators = _named(selector)
-    rows = [[name, " ".join(repr(estimator).split()), _purpose(estimator)] for name, estimator in estimators.items()]
+    used = selector.settings_
+    rows = [
+        [name, " ".join(repr(estimator).split()), _purpose(estimator)] for name, estimator in used.estimators.items()
+    ]
     columns = [Column("estimator", "text"), Column("settings", "words"), Column("method", "words")]
-    settings = {
-        key: value
-        for key, value in selector.get_params(deep=False).items()
-        if key not in ("estimators", "n_jobs", "progress", "baseline")
-    }
-    choices = [(key.replace("_", " "), number(value)) for key, value in settings.items()]
-    used = references(selector, *filter(is_cited, intervals(selector)))
+    choices = [(name.replace("_", " "), number(value)) for name, value in used.choices().items()]
+    cited = references(*used.estimators.values(), *_statements(selector), *filter(is_cited, intervals(selector)))
     works = [
         tag("li", str(work), " ", tag("a", work.link, href=work.link)) if work.link else tag("li", str(work))
-        for work in used
+        for work in cited
     ]
     return section(
         "methods",
@@ -349,13 +353,14 @@ def methods(selector: Any) -> Markup:
         tag("h3", "References"),
         tag("ol", *works),
         tag("h3", "BibTeX"),
-        tag("pre", "\n\n".join(work.bibtex for work in used), id="bibtex"),
+        tag("pre", "\n\n".join(work.bibtex for work in cited), id="bibtex"),
     )
 
 
-def _named(selector: Any) -> Mapping[str, Any]:
-    estimators = selector.estimators
-    return estimators if isinstance(estimators, Mapping) else dict(zip(selector.estimates_, estimators, strict=True))
+def _statements(selector: Any) -> tuple[str, ...]:
+    if selector.primary_ is None:
+        return ()
+    return "simultaneous", selector.settings_.gate_adjust, "best_set", "ranks", "winners_curse"
 
 
 def _purpose(estimator: Any) -> str:
@@ -368,7 +373,7 @@ def intervals(selector: Any) -> dict[str, str]:
     for estimates in selector.estimates_.values():
         for estimate in estimates.values():
             try:
-                interval = estimate.confidence_interval(selector.level)
+                interval = estimate.confidence_interval(selector.settings_.level)
             except IntervalNotAvailable:
                 continue
             if np.isfinite(interval.low):
@@ -385,5 +390,5 @@ def provenance(selector: Any) -> Markup:
     """Return versions and seeds."""
     log = selector.log_
     seeds = [(f"seed of {name}", "none" if seed is None else str(seed)) for name, seed in log.seeds.items()]
-    rows = [*log.versions.items(), *seeds, ("seed of the selector", str(selector.random_state))]
+    rows = [*log.versions.items(), *seeds, ("seed of the selector", str(selector.settings_.random_state))]
     return section("versions", "Versions and seeds", facts(rows, "To compute it again"))

@@ -7,18 +7,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from ope.display import between, number, tag
 from ope.estimate import Estimate
 from ope.inference.checks import IntervalNotAvailable
 from ope.inference.selective import SelectedValue, selected_value
-from ope.inference.weights import fold_of
+from ope.inference.weights import uniforms
 from ope.selection.gate import called, first_reason
+from ope.validation import BoolArray
 from ope.verdict import Level, Verdict
 
 CORRECTIONS = ("hybrid", "conditional", "split", "none")
 CRITERIA = ("lower_bound", "simultaneous", "value")
+# Two episodes that choose and two that value.
+LEAST_SPLIT = 4
+_FOLD_STREAM = -1
 # Standard normal quantile of the power that "four times in five" promises.
 POWER_QUANTILE = 0.84
 IN_WORDS = {"lower_bound": "lower bound", "simultaneous": "simultaneous lower bound", "value": "value"}
@@ -91,7 +96,7 @@ def choose_and_correct(
     columns = [estimates[name].influence for name in names]
     if method == "none" or any(c is None or not np.isfinite(c).all() or len(c) < 4 for c in columns):
         return _uncorrected(estimates[best], best, level)
-    half = fold_of(estimates[best].episode_keys, 2, seed) == 0 if method == "split" else None
+    half = choosing_half(estimates[best].episode_keys, seed) if method == "split" else None
     found = selected_value(
         [estimates[name].value for name in names],
         np.column_stack([np.asarray(c) for c in columns]),
@@ -101,6 +106,20 @@ def choose_and_correct(
         half=half,
     )
     return _corrected(found, estimates[names[found.chosen]], names[found.chosen])
+
+
+def choosing_half(keys: npt.NDArray[np.uint64], seed: int) -> BoolArray:
+    """Return which episodes choose in "split": those of the lower half of ranks of a hash of (identifier, seed).
+
+    Examples
+    --------
+    >>> choosing_half(np.arange(5, dtype=np.uint64), 0).sum().item()
+    2
+    """
+    order = np.lexsort((keys, uniforms(keys, seed, _FOLD_STREAM)))
+    chooses = np.zeros(len(keys), dtype=bool)
+    chooses[order[: len(keys) // 2]] = True
+    return chooses
 
 
 def _corrected(found: SelectedValue, estimate: Estimate, name: str) -> CorrectedValue:
@@ -149,8 +168,12 @@ class Evidence:
     gates : DataFrame
         A row per candidate; empty without a baseline.
     baseline : str or None
+    itself : bool
+        Whether the chosen candidate is the baseline.
     best_set : tuple of str
     refused : tuple of str
+    unscored : tuple of str
+        Not refused, and without what the criterion compares.
     elsewhere : mapping of str to Estimate
         What the other estimators say of the chosen candidate.
     """
@@ -163,8 +186,10 @@ class Evidence:
     corrected: CorrectedValue
     gates: pd.DataFrame
     baseline: str | None
+    itself: bool
     best_set: tuple[str, ...]
     refused: tuple[str, ...]
+    unscored: tuple[str, ...] = ()
     elsewhere: Mapping[str, Estimate] = field(default_factory=dict)
 
     @property
@@ -180,7 +205,7 @@ class Evidence:
     @property
     def passes(self) -> bool:
         """Whether the chosen candidate passes its gate, or there is none."""
-        return self.baseline is None or self.chosen == self.baseline or bool(self.row["passes"])
+        return self.baseline is None or self.itself or bool(self.row["passes"])
 
 
 def in_words(evidence: Evidence) -> str:
@@ -190,9 +215,23 @@ def in_words(evidence: Evidence) -> str:
     return " ".join(part for part in parts if part)
 
 
-def nothing_in_words(baseline: str | None, table: str = "results_") -> str:
-    """Return the decision where no candidate has an answer; `table` is where the reasons stand."""
+def nothing_in_words(baseline: str | None, table: str = "results_", *, lacking: str | None = None) -> str:
+    """Return the decision where no candidate can be chosen.
+
+    Parameters
+    ----------
+    baseline : str or None
+    table : str
+        Where the reasons stand.
+    lacking : str, optional
+        The criterion, if not all is refused but nothing has what it compares.
+    """
     keep = f"Keep {called(baseline)}. " if baseline is not None else ""
+    if lacking is not None:
+        return (
+            f"{keep}No candidate can be chosen: no candidate that is not refused has a {IN_WORDS[lacking]} by any estimator. {table} gives what they have; "
+            "add an estimator with an influence vector, or choose by another `criterion`."
+        )
     return f"{keep}No candidate can be chosen: every estimator refuses every candidate. {table} gives each reason, and what to do about it."
 
 
@@ -201,7 +240,7 @@ def _verdict_on_choice(e: Evidence) -> str:
     half = " on the half of the episodes that chose" if e.corrected.method == "split" else ""
     if e.baseline is None:
         return f"Deploy {e.chosen!r}: it has {top}{half}. There is no baseline, so nothing says that it is better than what is deployed today."
-    if e.chosen == e.baseline:
+    if e.itself:
         return f"Keep {e.chosen!r}: it is the baseline itself, and has {top}{half}."
     row = e.row
     if e.passes:
@@ -269,6 +308,9 @@ def _context(e: Evidence) -> list[str]:
         parts.append(_next_step(e))
     if e.refused:
         parts.append(f"Not eligible because refused: {_listing([repr(name) for name in e.refused], 12)}.")
+    if e.unscored:
+        names = _listing([repr(name) for name in e.unscored], 12)
+        parts.append(f"Not eligible because {e.primary} gives no {IN_WORDS[e.criterion]}: {names}.")
     return parts
 
 

@@ -13,7 +13,7 @@ from scipy.special import stdtr, stdtrit
 from ope.baseline import LOGGED
 from ope.estimate import Estimate
 from ope.inference import multiplicity as many
-from ope.inference.intervals import effective_freedom, std_error
+from ope.inference.intervals import ROUNDING, effective_freedom, std_error
 from ope.validation import BoolArray, FloatArray
 from ope.verdict import Level, Verdict
 
@@ -113,8 +113,10 @@ class _Tests:
 
     @property
     def t(self) -> FloatArray:
-        """Statistics with the p-values' size on the scale of t with n - 1 degrees of freedom."""
-        return np.asarray(-stdtrit(len(self.influence) - 1, self.p))
+        """Statistics with the p-values' size on the scale of t with n - 1 degrees of freedom; infinite where p is 0 or 1."""
+        inside = np.clip(self.p, np.finfo(np.float64).tiny, None)  # stdtrit(df, 0) is +inf
+        t = -stdtrit(len(self.influence) - 1, inside)
+        return np.asarray(np.where(self.p <= 0.0, np.inf, np.where(self.p >= 1.0, -np.inf, t)))
 
     def bound(self, alpha: float) -> FloatArray:
         """Return the lower bounds, each of level 1 - alpha: those of `ope.inference.adjusted_t_interval`."""
@@ -137,10 +139,14 @@ def _tests(shifted: FloatArray, influence: FloatArray, error: FloatArray, n_test
 
 
 def _max_t(tests: _Tests, alpha: float) -> tuple[FloatArray, FloatArray, BoolArray]:
-    draws = many.error_draws(tests.influence, N_DRAWS) / np.where(tests.error > 0.0, tests.error, np.inf)
+    # Draws belong to columns: in an order of their own, so that the order of the candidates changes nothing.
+    order = np.lexsort((tests.freedom, tests.error, tests.shifted))
+    draws = np.empty((N_DRAWS, len(order)))
+    draws[:, order] = many.error_draws(tests.influence[:, order], N_DRAWS)
+    draws /= np.where(tests.error > 0.0, tests.error, np.inf)
     critical = many.critical_value(draws, len(tests.influence), alpha, 1)
     bound = tests.bound(float(stdtr(len(tests.influence) - 1, -critical)))
-    return bound, many.max_t_p_values(tests.t, draws, two_sided=False), bound > 0.0
+    return bound, many.max_t_p_values(tests.t, draws, two_sided=False, p_values=tests.p), bound > 0.0
 
 
 def _single(tests: _Tests, alpha: float) -> tuple[FloatArray, FloatArray, BoolArray]:
@@ -185,8 +191,11 @@ def gates(
     adjust : {"max_t", "holm", "none"}
     """
     differences = {name: _difference(estimate, baseline) for name, estimate in estimates.items()}
-    testable = {name: d for name, d in differences.items() if isinstance(d, Estimate)}
+    testable = {name: d for name, d in differences.items() if isinstance(d, Estimate) and not _is_stuck(d)}
     frame = pd.DataFrame(np.nan, index=pd.Index(list(estimates), name="candidate"), columns=list(COLUMNS[:5]))
+    for name, d in differences.items():
+        if isinstance(d, Estimate):
+            frame.loc[name, ["difference", "std_error"]] = [d.value, d.std_error]
     rejected = dict.fromkeys(estimates, False)
     if testable:
         tested = one_sided(
@@ -220,7 +229,8 @@ def _difference(estimate: Estimate, baseline: Estimate) -> Estimate | str:
     if estimate.estimand != baseline.estimand:
         return f"the candidate's value is {estimate.estimand!r}, the baseline's {baseline.estimand!r}: they answer different questions"
     if estimate.question != baseline.question:
-        return f"the candidate's value is for horizon {estimate.horizon}, the baseline's for {baseline.horizon}: they answer different questions"
+        mine, theirs = _terms(estimate, baseline), _terms(baseline, estimate)
+        return f"the candidate's value is for {mine}, the baseline's for {theirs}: they answer different questions"
     if estimate.influence is None or baseline.influence is None or not np.isfinite(estimate.influence).all():
         return (
             "there is no influence vector, so the standard error of the paired difference is not known; put an estimator that has one first, "
@@ -228,11 +238,29 @@ def _difference(estimate: Estimate, baseline: Estimate) -> Estimate | str:
         )
     difference = estimate - baseline
     psi = np.asarray(difference.influence)
-    spread = many.SAME * max(float(np.abs(estimate.influence).max()), float(np.abs(baseline.influence).max()))
-    if np.abs(psi).max() > spread:
+    if np.abs(psi).max() > _rounding(estimate, baseline):
         return difference
     same = abs(difference.value) <= many.SAME * (abs(estimate.value) + abs(baseline.value))
     return replace(difference, influence=np.zeros_like(psi), value=0.0 if same else difference.value)
+
+
+def _terms(estimate: Estimate, other: Estimate) -> str:
+    """Return what the question of an estimate has that the other's has not."""
+    gamma = [f"gamma {estimate.gamma:g}"] if estimate.gamma != other.gamma else []
+    horizon = "an infinite horizon" if estimate.horizon is None else f"horizon {estimate.horizon}"
+    return " and ".join(gamma + ([horizon] if estimate.horizon != other.horizon else []))
+
+
+def _rounding(estimate: Estimate, baseline: Estimate) -> float:
+    """Return up to which size influence values of a difference are rounding; of a log without spread they are nothing else."""
+    both = (estimate, baseline)
+    spread = max(float(np.abs(np.asarray(e.influence)).max()) for e in both)
+    return max(many.SAME * spread, ROUNDING * max(abs(e.value) for e in both))
+
+
+def _is_stuck(difference: Estimate) -> bool:
+    """Return whether a difference is the same in every episode, and not none: its error is then unknown, not 0."""
+    return difference.value != 0.0 and not np.asarray(difference.influence).any()
 
 
 def _reason(name: str, estimate: Estimate, baseline: Estimate, difference: Estimate | str) -> str | None:
@@ -243,6 +271,11 @@ def _reason(name: str, estimate: Estimate, baseline: Estimate, difference: Estim
         return f"The value of {called(baseline.policy)} is refused, so nothing can be shown to be better: {first_reason(baseline.verdict)}"
     if isinstance(difference, str):
         return f"{name!r} cannot be compared with {called(baseline.policy)}: {difference}."
+    if _is_stuck(difference):
+        return (
+            f"The log does not vary where {name!r} differs from {called(baseline.policy)}: the difference of {difference.value:.4g} is the same in "
+            "every episode (standard error 0), so its error is not known. Log more episodes, in which rewards or actions vary."
+        )
     return None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from ope.selection.candidates import check_candidates
 from ope.selection.decision import (
     CORRECTIONS,
     CRITERIA,
+    LEAST_SPLIT,
     CorrectedValue,
     Evidence,
     choose_and_correct,
@@ -34,6 +36,8 @@ from ope.selection.decision import (
 )
 from ope.selection.gate import ADJUSTMENTS, COLUMNS, called, gates
 from ope.selection.log_facts import LogFacts, log_facts
+from ope.selection.questions import check_one_horizon, check_one_question
+from ope.selection.settings import RESERVED, Settings, settings_of
 from ope.selection.simultaneous import among, compared, simultaneous
 from ope.validation import check_integer, check_number
 from ope.verdict import Level
@@ -47,13 +51,13 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     Parameters
     ----------
     estimators : sequence of OffPolicyEstimator, or mapping of str to OffPolicyEstimator
-        All of one gamma. Give first the one you trust most: it breaks ties.
+        All of one gamma and horizon. Give first the one you trust most: it breaks ties.
     criterion : {"lower_bound", "simultaneous", "value"}
         Choose the highest one-sided lower bound (the default, which discounts what is uncertain), the highest of bounds
         that hold for all candidates at once, or the highest value.
     baseline : "logged", str, Estimate or None
         What a candidate must beat to be deployed: the logged policy (its own mean return), a candidate by name, an estimate
-        on the same episodes, or nothing.
+        on the same episodes, or nothing. Beside 'logged' no candidate may be named "logged" or "logged policy".
     margin : float
         How much worse than the baseline a candidate may be, at least 0.
     gate_adjust : {"max_t", "holm", "none"}
@@ -61,7 +65,7 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         distribution of the largest statistic of all paired differences, by Holm, or, for each alone, not at all.
     correction : {"hybrid", "conditional", "split", "none"}
         How the value of the chosen candidate is corrected for having been chosen (`ope.inference.selected_value`). With
-        "split" one half of the episodes chooses and the other half values.
+        "split" one half of the episodes chooses and the other half values: at least 4 episodes.
     top_k : int
         How many candidates `top_` lists.
     level : float
@@ -82,7 +86,7 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
     estimates_ : dict of str to Estimates
         By name of the estimator.
     primary_ : str or None
-        The estimator that decides: it answers (VALID, then CAUTION) for the most candidates; the first of equals.
+        The estimator that decides: it gives the criterion's score (VALID, then CAUTION) for the most candidates; the first of equals.
     best_name_ : str or None
         The chosen candidate; None if no candidate has an answer.
     best_policy_ : Policy or None
@@ -94,7 +98,7 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         What to deploy and why in words, with the evidence and what to do next.
     baseline_ : Estimate or None
         The value to beat; of the logged policy the mean discounted return, or, where truncated recordings leave too much
-        out, the value by temporal differences.
+        out, the value by temporal differences. None too where it is a candidate and no estimator decides.
     gates_ : DataFrame
         A row per candidate: paired difference to the baseline, its standard error, adjusted lower bound, one-sided
         p-value, adjusted p-value, whether it passes, and the reason in words.
@@ -111,6 +115,8 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         A row per eligible candidate: rank and the ends of its simultaneous interval.
     top_ : list of str
         The `top_k` eligible candidates by the criterion.
+    settings_ : Settings
+        The parameters at fit, which all words and the report keep to whatever is set later.
     log_ : LogFacts
         What a report says about the log; no data are kept.
 
@@ -190,19 +196,39 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         ------
         ValueError, TypeError
             If the estimators, the criterion or the candidates are unusable, before any work; never because one candidate
-            fails.
+            fails. If the estimates turn out to answer different questions; the selector is then unfitted.
         NotFittedError
             If a candidate is a learner that has not been fitted, or acts through one.
         """
         named = self._named_estimators()
         self._validate(data, candidates)
         check_candidates("PolicySelector.fit", candidates)
+        for estimator in named.values():
+            estimator._validate()
+        self._forget()
+        try:
+            self._work(named, data, candidates)
+        except BaseException:
+            self._forget()  # half a selection must not be taken for one
+            raise
+        return self
+
+    def _forget(self) -> None:
+        """Become unfitted."""
+        for name in [name for name in vars(self) if name.endswith("_")]:
+            delattr(self, name)
+
+    def _work(
+        self, named: Mapping[str, OffPolicyEstimator], data: LoggedDataset, candidates: Mapping[str, Policy]
+    ) -> None:
+        self.settings_: Settings = settings_of(self, named, candidates)
         refused = {} if self.allow_overlap else _overlapping(data, candidates)
         usable = {name: policy for name, policy in candidates.items() if name not in refused}
         self.estimates_ = {
             name: _in_order(candidates, estimates, refused, estimator, data)
             for (name, estimator), estimates in zip(named.items(), self._fit_all(named, data, usable), strict=True)
         }
+        check_one_question(self.estimates_)
         self.results_ = self._table()
         self.primary_ = self._choose_estimator()
         gamma = float(next(iter(named.values())).gamma or 0.0)
@@ -210,7 +236,6 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         self._decide()
         self.log_: LogFacts = log_facts(data, gamma, usable, named, self.best_name_)
         self.best_policy_ = None if self.best_name_ is None else candidates[self.best_name_]
-        return self
 
     # ---------------------------------------------------------------- input
 
@@ -259,21 +284,31 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
                 raise ValueError(
                     f"PolicySelector: `{name}` must be one of {options}, got {getattr(self, name)!r}; {options[0]!r} is usual."
                 )
-        if not 0.0 < self.level < 1.0:
+        check_number("PolicySelector", "level", self.level, "a number in (0, 1)", "pass 0.95 for 95 %", 0.0, above=True)
+        if not self.level < 1.0:
             raise ValueError(f"PolicySelector: `level` must lie in (0, 1), got {self.level!r}; pass 0.95 for 95 %.")
         check_number("PolicySelector", "margin", self.margin, "a number of at least 0", "pass 0 to demand a gain", 0.0)
         check_integer("PolicySelector", "top_k", self.top_k, 1)
         check_integer("PolicySelector", "random_state", self.random_state, 0, "pass a seed")
+        for flag in ("allow_overlap", "progress"):
+            _check_flag(flag, getattr(self, flag))
         check_log("PolicySelector.fit", data)
         if not isinstance(candidates, Mapping) or not candidates:
             raise TypeError(
                 f"PolicySelector.fit: `candidates` must be a non-empty mapping of names to policies, got {type(candidates).__name__}; pass {{'name': policy}}."
             )
         self._validate_baseline(data, candidates)
+        check_one_horizon(self._named_estimators(), data)
+        if self.correction == "split" and data.n_episodes < LEAST_SPLIT:
+            raise ValueError(
+                f"PolicySelector.fit: `correction` 'split' must have at least {LEAST_SPLIT} episodes, two that choose and two that value, got "
+                f"{data.n_episodes}; use 'hybrid' or log more episodes."
+            )
 
     def _validate_baseline(self, data: LoggedDataset, candidates: Mapping[str, Policy]) -> None:
         baseline = self.baseline
         if baseline is None or (isinstance(baseline, str) and (baseline == "logged" or baseline in candidates)):
+            _check_names(baseline, candidates)
             return
         if not isinstance(baseline, Estimate):
             raise ValueError(
@@ -285,14 +320,18 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
                 "PolicySelector: `baseline` must be an estimate on the episodes of `data`, got one of another log; fit it on `data`, so that differences "
                 "are paired by episode."
             )
+        first = next(iter(self._named_estimators().values()))
+        if baseline.estimand == first.estimand and first.gamma is not None and baseline.gamma != first.gamma:
+            raise ValueError(
+                f"PolicySelector: `baseline` must have the gamma of the estimators, {first.gamma!r}, got an estimate of gamma {baseline.gamma!r}; different gammas "
+                f"answer different questions: fit it with gamma={first.gamma!r}."
+            )
 
     # ---------------------------------------------------------------- work
 
     def _fit_all(
         self, named: Mapping[str, OffPolicyEstimator], data: LoggedDataset, candidates: Mapping[str, Policy]
     ) -> list[Mapping[str, Estimate]]:
-        for estimator in named.values():
-            estimator._validate()
         tasks = (delayed(_fit_estimator)(estimator, data, candidates) for estimator in named.values())
         results = Parallel(n_jobs=self.n_jobs, return_as="generator")(tasks)
         if self.progress:
@@ -313,35 +352,40 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
 
     def _choose_estimator(self) -> str | None:
         def rank(name: str) -> tuple[int, int]:
-            levels = [
-                estimate.verdict.level
-                for estimate in self.estimates_[name].values()
-                if np.isfinite(self._score(estimate))
-            ]
-            return sum(level == Level.VALID for level in levels), sum(level < Level.REFUSE for level in levels)
+            answers = self.estimates_[name]
+            levels = [answers[candidate].verdict.level for candidate in self._scores(answers)]
+            return sum(level == Level.VALID for level in levels), len(levels)
 
-        best = max(self.estimates_, key=rank)
-        return best if rank(best)[1] > 0 else None
+        ranks = {name: rank(name) for name in self.estimates_}
+        best = max(ranks, key=lambda name: ranks[name])
+        return best if ranks[best][1] > 0 else None
 
-    def _score(self, estimate: Estimate) -> float:
-        column = "value" if self.criterion == "value" else "lower_bound"
-        return float(estimate_row(estimate, self.level)[column])
+    def _scores(self, answers: Mapping[str, Estimate]) -> dict[str, float]:
+        """Return what the criterion maximises, of the candidates that are not refused and have it."""
+        if self.criterion == "simultaneous":
+            scores = simultaneous(answers, self.level)["lower_bound"].to_dict()
+        else:
+            column = "value" if self.criterion == "value" else "lower_bound"
+            scores = {name: estimate_row(estimate, self.level)[column] for name, estimate in answers.items()}
+        return {
+            name: float(scores[name])
+            for name, estimate in answers.items()
+            if estimate.verdict.level < Level.REFUSE and np.isfinite(scores[name])
+        }
 
     def _judge(self, data: LoggedDataset, gamma: float) -> None:
         """Compare the candidates with the baseline and with each other, by the estimator that decides."""
         answers = self.estimates_[self.primary_] if self.primary_ is not None else Estimates({})
         self.baseline_ = self._baseline_estimate(data, gamma, answers)
-        tested = {name: e for name, e in answers.items() if name != self.baseline}
+        tested = {name: e for name, e in answers.items() if not self.settings_.is_baseline(name)}
         self.gates_ = (
             pd.DataFrame(columns=list(COLUMNS), index=pd.Index([], name="candidate"))
             if self.baseline_ is None
             else gates(tested, self.baseline_, margin=self.margin, level=self.level, adjust=self.gate_adjust)
         )
         self.simultaneous_ = simultaneous(answers, self.level)
-        eligible = {name: e for name, e in answers.items() if e.verdict.level < Level.REFUSE}
-        scores = self._scores(eligible)
-        self._scores_ = {name: score for name, score in scores.items() if np.isfinite(score)}
-        eligible = {name: eligible[name] for name in self._scores_}
+        self._scores_ = self._scores(answers)
+        eligible = {name: answers[name] for name in self._scores_}
         self._eligible_ = eligible
         self.top_ = sorted(eligible, key=lambda name: -self._scores_[name])[: self.top_k]
         self.comparison_ = compared(eligible, self.baseline_)
@@ -349,37 +393,38 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         self.best_set_, self.ranks_ = among(candidates, self.level)
 
     def _baseline_estimate(self, data: LoggedDataset, gamma: float, answers: Estimates) -> Estimate | None:
-        if isinstance(self.baseline, Estimate) or self.baseline is None:
-            return self.baseline
-        return logged_value(data, gamma) if self.baseline == "logged" else answers.get(self.baseline)
-
-    def _scores(self, eligible: Mapping[str, Estimate]) -> dict[str, float]:
-        if self.criterion == "simultaneous":
-            bounds = dict(zip(self.simultaneous_.index, self.simultaneous_["lower_bound"], strict=True))
-            return {name: float(bounds[name]) for name in eligible}
-        return {name: self._score(estimate) for name, estimate in eligible.items()}
+        name = self.settings_.baseline
+        if name is None:
+            return None
+        if isinstance(self.baseline, Estimate):
+            return replace(self.baseline, policy=name)
+        return answers.get(name) if self.settings_.among_candidates else logged_value(data, gamma)
 
     def _decide(self) -> None:
         """Choose among the eligible candidates, correct the value of the choice, and say what follows."""
-        name = None if self.baseline_ is None else self.baseline_.policy
+        name = self.settings_.baseline
         self.corrected_: CorrectedValue | None = None
         self.best_name_: str | None = None
         self.deploy_, self.deployed_name_ = False, name
-        self.decision_ = nothing_in_words(name)
         if not self._eligible_ or self.primary_ is None:
+            self.decision_ = nothing_in_words(name, lacking=self.criterion if self._any_answer() else None)
             return
         self.corrected_ = choose_and_correct(
             self._eligible_, self._scores_, level=self.level, method=self.correction, seed=self.random_state
         )
         self.best_name_ = self.corrected_.policy
-        evidence = self._evidence(self.primary_, self.corrected_, name)
-        self.deploy_ = evidence.passes and self.best_name_ != self.baseline
+        evidence = self._evidence(self.primary_, self.corrected_)
+        self.deploy_ = evidence.passes and not evidence.itself
         self.deployed_name_ = self.best_name_ if self.deploy_ else name
         self.decision_ = in_words(evidence)
 
-    def _evidence(self, primary: str, corrected: CorrectedValue, baseline: str | None) -> Evidence:
+    def _any_answer(self) -> bool:
+        return any(e.verdict.level < Level.REFUSE for answers in self.estimates_.values() for e in answers.values())
+
+    def _evidence(self, primary: str, corrected: CorrectedValue) -> Evidence:
         answers = self.estimates_[primary]
         refused = tuple(name for name, e in answers.items() if e.verdict.level == Level.REFUSE)
+        unscored = tuple(name for name in answers if name not in refused and name not in self._scores_)
         return Evidence(
             criterion=self.criterion,
             primary=primary,
@@ -388,9 +433,11 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
             adjust=self.gate_adjust,
             corrected=corrected,
             gates=self.gates_,
-            baseline=baseline,
+            baseline=self.settings_.baseline,
+            itself=self.settings_.is_baseline(corrected.policy),
             best_set=self.best_set_,
             refused=refused,
+            unscored=unscored,
             elsewhere={name: found[corrected.policy] for name, found in self.estimates_.items() if name != primary},
         )
 
@@ -440,6 +487,21 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         rows = zip(self.results_["candidate"], self.results_["estimator"], reasons, strict=True)
         notes = [f"{candidate}, {estimator}: {reason}" for candidate, estimator, reason in rows if reason]
         return "".join([tag("p", self.decision_), *tables, bullets(notes)])
+
+
+def _check_flag(name: str, value: Any) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"PolicySelector: `{name}` must be True or False, got {value!r}; pass one of them.")
+
+
+def _check_names(baseline: str | None, candidates: Mapping[str, Policy]) -> None:
+    """Raise where a candidate bears a name of the logged policy and the baseline is found by name."""
+    clash = [name for name in RESERVED if name in candidates]
+    if baseline in RESERVED and clash:
+        raise ValueError(
+            f"PolicySelector.fit: `candidates` must not be named {clash[0]!r} beside `baseline` {baseline!r}, got {list(candidates)}; the word means the policy "
+            "that made the log: rename the candidate."
+        )
 
 
 def _fit_estimator(

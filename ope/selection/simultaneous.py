@@ -55,9 +55,23 @@ def compared(eligible: Mapping[str, Estimate], baseline: Estimate | None) -> Com
 
 
 def among(comparison: Comparison | None, level: float) -> tuple[tuple[str, ...], pd.DataFrame]:
-    """Return the set of those that may be the best and the ranks; without standard errors all may be, with any rank."""
-    if comparison is not None and comparison.compared:
-        return comparison.best_names(level), comparison.ranks(level)
-    names = () if comparison is None else comparison.names
+    """Return the set of those that may be the best and the ranks; whatever cannot be compared may be the best, with any rank."""
+    if comparison is None:
+        return (), _any_rank((), 0)
+    names, known = comparison.names, comparison.compared
+    if not known:
+        return names, _any_rank(names, len(names))
+    best, ranks = comparison.best_names(level), comparison.ranks(level)
+    others = tuple(name for name in names if name not in known)
+    if not others:
+        return best, ranks
+    # Each of the others may lie above any: every interval reaches as many ranks further down.
+    ranks = ranks.astype(float)
+    ranks["high"] += len(others)
+    ranks = pd.concat([ranks, _any_rank(others, len(names))]).loc[list(names)]
+    return tuple(name for name in names if name in best or name in others), ranks
+
+
+def _any_rank(names: tuple[str, ...], last: int) -> pd.DataFrame:
     index = pd.Index(list(names), name="candidate")
-    return names, pd.DataFrame({"rank": np.nan, "low": 1.0, "high": float(len(names))}, index=index)
+    return pd.DataFrame({"rank": np.nan, "low": 1.0, "high": float(last)}, index=index)
