@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -58,15 +60,14 @@ def calibration_table(
     [[0.0, 3.0, 0.2, 0.33], [1.0, 3.0, 0.8, 0.67]]
     """
     matrix, taken = _checked(probs, codes)
+    chosen, names = _chosen(matrix, action_mask), _names(matrix, action_labels)
     if n_bins < 1:
         raise ValueError(f"{OWNER}: `n_bins` must be at least 1, got {n_bins!r}; 10 is usual.")
     edges, n_actions = np.linspace(0.0, 1.0, n_bins + 1), matrix.shape[1]
     bins = np.clip(np.searchsorted(edges, matrix, side="left") - 1, 0, n_bins - 1)
     cells, size = bins + n_bins * np.arange(n_actions), n_bins * n_actions
-    chosen = np.ones(matrix.shape, bool) if action_mask is None else np.asarray(action_mask, dtype=bool)
     counts = np.bincount(cells[chosen], minlength=size)
     held = np.flatnonzero(counts)
-    names = np.arange(n_actions) if action_labels is None else np.asarray(action_labels)
     return pd.DataFrame(
         {
             "action": names[held // n_bins],
@@ -121,3 +122,26 @@ def _checked(probs: npt.ArrayLike, codes: npt.ArrayLike) -> tuple[FloatArray, Fl
     taken = np.zeros(matrix.shape)
     taken[np.arange(len(columns)), columns] = 1.0
     return matrix, taken
+
+
+def _chosen(matrix: FloatArray, action_mask: npt.ArrayLike | None) -> BoolArray:
+    if action_mask is None:
+        return np.ones(matrix.shape, dtype=bool)
+    mask = np.asarray(action_mask, dtype=bool)
+    if mask.shape != matrix.shape:
+        raise ValueError(
+            f"{OWNER}: `action_mask` must have the shape of `probs`, {matrix.shape}, got {mask.shape}; pass data.action_mask."
+        )
+    return mask
+
+
+def _names(matrix: FloatArray, action_labels: npt.ArrayLike | None) -> npt.NDArray[Any]:
+    if action_labels is None:
+        return np.arange(matrix.shape[1])
+    labels = np.asarray(action_labels)
+    if labels.shape != matrix.shape[1:]:
+        raise ValueError(
+            f"{OWNER}: `action_labels` must name each of the {matrix.shape[1]} columns of `probs`, got shape {labels.shape}; pass "
+            "data.action_labels."
+        )
+    return labels

@@ -116,14 +116,26 @@ class Comparison:
 
     @property
     def p_value(self) -> pd.DataFrame:
-        """Two-sided p-values of equal values, one pair at a time; the diagonal is 1."""
-        return self._spread(_two_sided(*self._pairs, len(self._joint.influence)))
+        """Two-sided p-values of equal values, one pair at a time, bounds of biases allowed for; the diagonal is 1."""
+        return self._spread(_two_sided(self._statistics, len(self._joint.influence)))
 
     @cached_property
     def _pairs(self) -> tuple[FloatArray, FloatArray]:
         if not self._joint.names:
             return np.empty((0, 0)), np.empty((0, 0))
         return many.pairwise(self._joint.values, self._joint.influence)
+
+    @cached_property
+    def _widening(self) -> FloatArray:
+        wide = self._joint.widening
+        return np.asarray(wide[:, None] + wide[None, :])
+
+    @cached_property
+    def _statistics(self) -> FloatArray:
+        difference, error = self._pairs
+        # As much of a difference as its bias may account for speaks for none, as the intervals have it.
+        shrunk = np.sign(difference) * np.maximum(np.abs(difference) - self._widening, 0.0)
+        return many.t_statistics(shrunk, error)
 
     def adjusted(self, method: str = "holm") -> pd.DataFrame:
         """Return two-sided p-values adjusted for the number of pairs.
@@ -139,19 +151,19 @@ class Comparison:
 
         Notes
         -----
+        A difference is tested after what its bias may account for (`Estimate.widening` of both) was taken from its size.
         "romano_wolf" and "max_t" use the dependence of the pairs, from the influence matrix; "max_t" belongs to the
         intervals of `simultaneous`, "romano_wolf" is its step-down form and rejects more.
         """
         first, second = self._above_diagonal()
-        difference, error = (matrix[first, second] for matrix in self._pairs)
+        statistics, error = self._statistics[first, second], self._pairs[1][first, second]
         p = np.ones((len(self._joint.names),) * 2)
         if len(first):
             if method in ("romano_wolf", "max_t"):
                 adjust = many.romano_wolf if method == "romano_wolf" else many.max_t_p_values
-                adjusted = adjust(many.t_statistics(difference, error), self._pair_draws(first, second, error))
+                adjusted = adjust(statistics, self._pair_draws(first, second, error))
             else:
-                single = _two_sided(difference, error, len(self._joint.influence))
-                adjusted = many.adjust_p_values(single, method)
+                adjusted = many.adjust_p_values(_two_sided(statistics, len(self._joint.influence)), method)
             p[first, second] = p[second, first] = adjusted
         return self._spread(p)
 
@@ -185,7 +197,7 @@ class Comparison:
                 columns=["difference", "std_error", "low", "high", "lower_bound", "p_adjusted"], index=index
             )
         psi = self._joint.influence[:, first] - self._joint.influence[:, second]
-        wide = self._joint.widening[first] + self._joint.widening[second]
+        wide = self._widening[first, second]
         draws = self._pair_draws(first, second, error)
         two, one = (_critical(draws, len(psi), alpha, sides) for sides in (2, 1))
         return pd.DataFrame(
@@ -195,7 +207,7 @@ class Comparison:
                 "low": difference - two * error - wide,
                 "high": difference + two * error + wide,
                 "lower_bound": difference - one * error - wide,
-                "p_adjusted": many.max_t_p_values(many.t_statistics(difference, error), draws),
+                "p_adjusted": many.max_t_p_values(self._statistics[first, second], draws),
             },
             index=index,
         )
@@ -220,7 +232,10 @@ class Comparison:
     # ---------------------------------------------------------------- shown
 
     def to_frame(self, level: float = 0.95, method: str = "holm") -> pd.DataFrame:
-        """Return a row per pair, the better one first: difference, std_error, low, high (of the pair alone), p-values."""
+        """Return a row per pair, the better one first: difference, std_error, low, high (of the pair alone), p-values.
+
+        Where there is no interval, low and high are NaN, and `reason` says why.
+        """
         first, second = self._above_diagonal()
         swap = self._pairs[0][first, second] < 0.0
         a, b = np.where(swap, second, first), np.where(swap, first, second)
@@ -228,12 +243,19 @@ class Comparison:
         rows = []
         for i, j in zip(a, b, strict=True):
             pair = (names[i], names[j])
-            low, high = self.interval(*pair, level)
+            (low, high), reason = self._interval_or_why(*pair, level)
             numbers = {"difference": self._pairs[0][i, j], "std_error": self._pairs[1][i, j], "low": low, "high": high}
             p = {"p_value": single.loc[pair], "p_adjusted": adjusted.loc[pair]}
-            rows.append({"a": pair[0], "b": pair[1], **numbers, **p})
-        columns = ["a", "b", "difference", "std_error", "low", "high", "p_value", "p_adjusted"]
+            rows.append({"a": pair[0], "b": pair[1], **numbers, **p, "reason": reason})
+        columns = ["a", "b", "difference", "std_error", "low", "high", "p_value", "p_adjusted", "reason"]
         return pd.DataFrame(rows, columns=columns)
+
+    def _interval_or_why(self, a: str, b: str, level: float) -> tuple[tuple[float, float], str]:
+        try:
+            low, high = self.interval(a, b, level)
+        except IntervalNotAvailable as error:
+            return (np.nan, np.nan), str(error)
+        return (low, high), ""
 
     def _facts(self) -> tuple[str, pd.DataFrame, list[str]]:
         title = f"Paired differences of {len(self.names)} estimates (adjusted by Holm)"
@@ -248,7 +270,10 @@ class Comparison:
             for name, level in levels.items()
             if level != Level.VALID.name
         ]
-        return title, self.to_frame(), notes
+        table = self.to_frame()
+        for reason, pairs in table[table["reason"] != ""].groupby("reason", sort=False):
+            notes.append(f"{len(pairs)} of {len(table)} differences have no interval: {reason}")
+        return title, table.drop(columns="reason"), notes
 
     def summary(self) -> str:
         """Return the table of pairs as text."""
@@ -353,8 +378,8 @@ def _as_influence(replicates: FloatArray) -> FloatArray:
     return np.asarray(np.sqrt(len(replicates)) * (replicates - replicates.mean()))
 
 
-def _two_sided(difference: FloatArray, error: FloatArray, n: int) -> FloatArray:
-    return np.asarray(2.0 * stdtr(n - 1, -np.abs(many.t_statistics(difference, error))))
+def _two_sided(statistics: FloatArray, n: int) -> FloatArray:
+    return np.asarray(2.0 * stdtr(n - 1, -np.abs(statistics)))
 
 
 def _critical(draws: FloatArray, n: int, alpha: float, sides: int) -> float:

@@ -88,9 +88,10 @@ class Estimate:
     verdict : Verdict
     error : str or None
         Why there is no value.
-    estimand : {"return", "average_reward"}
-        What the value is: the sum of rewards of an episode, or the reward per step in the long run, of which gamma is 1 and
-        horizon None.
+    estimand : str
+        What the value is: "return", the expected sum of rewards of an episode; "average_reward", the reward per step in the
+        long run, of which gamma is 1 and horizon None; or another number of the distribution of the return, such as
+        "variance" or "lower_cvar(0.1)". Only estimates of one estimand are subtracted or compared.
 
     Examples
     --------
@@ -218,7 +219,7 @@ class Estimate:
             )
         if self.estimand != other.estimand:
             raise ValueError(
-                f"Estimate - Estimate: both must answer one question, got estimand {self.estimand!r} and {other.estimand!r}: a sum of rewards and a reward per step."
+                f"Estimate - Estimate: both must answer one question, got estimand {self.estimand!r} and {other.estimand!r}: {_unlike(self, other)}."
             )
         if self.question != other.question:
             raise ValueError(
@@ -269,7 +270,6 @@ def _shown(estimate: Estimate, name: str, value: str) -> str:
 
 def _facts(estimate: Estimate) -> list[tuple[str, str]]:
     horizon = "infinite horizon" if estimate.horizon is None else f"horizon {estimate.horizon}"
-    average = estimate.estimand == "average_reward"
     try:
         found = estimate.confidence_interval()
         interval, holds = between(*found), found.method + (f": {found.assumptions}" if found.assumptions else "")
@@ -281,9 +281,21 @@ def _facts(estimate: Estimate) -> list[tuple[str, str]]:
         ("95 % interval", interval),
         ("interval method", holds),
         ("verdict", estimate.verdict.level.name),
-        ("estimand", AVERAGE if average else f"discounted sum of rewards, gamma {estimate.gamma:g}, {horizon}"),
+        ("estimand", _asked(estimate.estimand, f"discounted sum of rewards, gamma {estimate.gamma:g}, {horizon}")),
         ("episodes", str(estimate.n_episodes)),
     ]
+
+
+def _asked(estimand: str, total: str) -> str:
+    if estimand == "average_reward":
+        return AVERAGE
+    return total if estimand == "return" else f"{estimand.replace('_', ' ')} of the {total}"
+
+
+def _unlike(a: Estimate, b: Estimate) -> str:
+    if {a.estimand, b.estimand} == {"return", "average_reward"}:
+        return "a sum of rewards and a reward per step"
+    return "numbers of another kind; subtract mean from mean, or the same risk measure of two policies"
 
 
 def _least(a: float | None, b: float | None) -> float | None:

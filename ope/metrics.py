@@ -248,7 +248,7 @@ def interval_score(low: npt.ArrayLike, high: npt.ArrayLike, true_values: npt.Arr
     Returns
     -------
     float
-        In the unit of the values; infinite where an interval is.
+        In the unit of the values; infinite where an interval is, also one of a single infinite point, which misses every value.
 
     Raises
     ------
@@ -273,7 +273,8 @@ def interval_score(low: npt.ArrayLike, high: npt.ArrayLike, true_values: npt.Arr
     if isinstance(level, bool) or not 0.0 < level < 1.0:
         raise ValueError(f"interval_score: `level` must lie in (0, 1), got {level!r}; pass 0.95 for 95 %.")
     outside = np.maximum(lower - y, 0.0) + np.maximum(y - upper, 0.0)
-    return float(np.mean(upper - lower + 2.0 / (1.0 - level) * outside))
+    width = np.subtract(upper, lower, out=np.zeros(len(y)), where=lower < upper)
+    return float(np.mean(width + 2.0 / (1.0 - level) * outside))
 
 
 # -------------------------------------------------------------------- safety

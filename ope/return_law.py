@@ -109,14 +109,14 @@ class ReturnDistribution:
         psi = psi_{G^2} - 2 E G psi_G. By "is" the difference may be negative; it is not clipped, the verdict says so.
         """
         value, psi = return_sample.variance(self._known("variance").sample)
-        return self._estimate("Variance", value, psi, self._judge_spread(value))
+        return self._estimate("Variance", "variance", value, psi, self._judge_spread(value))
 
     def std(self) -> Estimate:
         """Return the standard deviation of an episode's return; psi = psi_variance / (2 std)."""
         value, psi = return_sample.variance(self._known("std").sample)
         root = math.sqrt(value) if value > 0.0 else (0.0 if value == 0.0 else math.nan)
         scaled = psi / (2.0 * root) if root > 0.0 else np.zeros(len(psi))
-        return self._estimate("StandardDeviation", root, scaled, self._judge_spread(value))
+        return self._estimate("StandardDeviation", "standard_deviation", root, scaled, self._judge_spread(value))
 
     def cvar(self, level: float, *, tail: Tail = "lower") -> Estimate:
         """Return the conditional value at risk: the mean of the worst (lower) or best (upper) share of the returns.
@@ -131,6 +131,7 @@ class ReturnDistribution:
         -------
         Estimate
             With ``quantile``, where the share ends, and ``tail_ess``, the effective number of episodes in it, as diagnostics.
+            Its `estimand` is of its own: it is not subtracted from, nor compared with, values of policies.
 
         Raises
         ------
@@ -152,7 +153,8 @@ class ReturnDistribution:
         findings = [_judge_reached(value, sample, level)]
         findings += [verdicts.judge_ess(ess, ENOUGH_BEYOND_THE_MEAN, f"importance weights of the {tail} tail")]
         extra = {"quantile": sign * q, "tail_ess": ess}
-        return self._estimate(f"{tail.capitalize()}CVaR({level:g})", sign * value, sign * psi, findings, extra)
+        name, estimand = f"{tail.capitalize()}CVaR({level:g})", f"{tail}_cvar({float(level)})"
+        return self._estimate(name, estimand, sign * value, sign * psi, findings, extra)
 
     def quantile(self, probability: float) -> float:
         """Return the smallest logged return that is not exceeded with at least this probability.
@@ -256,6 +258,7 @@ class ReturnDistribution:
     def _estimate(
         self,
         name: str,
+        estimand: str,
         value: float,
         psi: FloatArray,
         findings: list[verdicts.Finding],
@@ -270,6 +273,7 @@ class ReturnDistribution:
             influence=psi,
             widening=0.0,
             estimator=f"{name}[{self.method}]",
+            estimand=estimand,
             diagnostics={**evidence.mean.diagnostics, **own, **(extra or {})},
             verdict=Verdict.of([*evidence.findings, *judged, *findings]),
         )

@@ -208,7 +208,7 @@ def lower_cvar(sample: ReturnSample, level: float) -> tuple[float, FloatArray, f
     Notes
     -----
     max_c {c - E (c - G)^+ / level}, attained at the quantile q (Rockafellar & Uryasev 2000). By the envelope theorem the error
-    of q has no effect of first order: psi = -psi_{(q - G)^+} / level.
+    of q has no effect of first order: psi = -psi_{(q - G)^+} / level. A share of 1 is the mean.
 
     Examples
     --------
@@ -217,6 +217,9 @@ def lower_cvar(sample: ReturnSample, level: float) -> tuple[float, FloatArray, f
     >>> round(value, 12), q  # (0 + 1 + 2 / 2) / 2.5
     (0.8, 2.0)
     """
+    if level == 1.0:
+        # All returns: their mean, also where the masses of "is" do not sum to 1 and no maximum exists.
+        return *sample.influence(sample.returns), float(sample.returns.max())
     q = quantile(sample, level)
     if np.isnan(q):
         return q, np.zeros(len(sample.returns)), q

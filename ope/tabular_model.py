@@ -73,7 +73,7 @@ class TabularModel:
         ValueError
             If states do not repeat, or actions are continuous.
         """
-        timed = data.horizon is not None if stationary is None else not stationary
+        timed = _is_timed(data, stationary)
         cell, next_cell = _cells(data, timed)
         n_cells = int(cell.max()) + 1
         if not data.discrete or data.n_transitions < MIN_VISITS * n_cells:
@@ -233,7 +233,13 @@ def model_bootstrap(
     for b, seed in enumerate(np.random.SeedSequence(random_state).spawn(n_replicates)):
         simulated = model.simulate(np.random.default_rng(seed))
         values[b] = copy.deepcopy(estimator).fit(simulated, policy).estimate().value
-    return replace(estimate, replicates=values, resample_id=f"{data.data_id}-model-{random_state}-{n_replicates}")
+    plan = "timed" if _is_timed(data, stationary) else "stationary"
+    resample_id = f"{data.data_id}-{plan} model-{random_state}-{n_replicates}"
+    return replace(estimate, replicates=values, resample_id=resample_id)
+
+
+def _is_timed(data: LoggedDataset, stationary: bool | None) -> bool:
+    return data.horizon is not None if stationary is None else not stationary
 
 
 def _cells(data: LoggedDataset, timed: bool) -> tuple[IntArray, IntArray]:

@@ -106,6 +106,24 @@ def test_bounds_of_biases_widen_differences(estimates: Estimates) -> None:
     assert row["lower_bound"] == pytest.approx(plain["lower_bound"] - 0.3)
 
 
+def test_p_values_allow_for_bounds_of_biases_as_intervals_do(estimates: Estimates) -> None:
+    gap = abs(estimates["p0"].value - estimates["p1"].value)
+    error = (estimates["p0"] - estimates["p1"]).std_error
+    # One side of what is left of the difference is at its own level exactly where the interval ends at 0.
+    for share, found in ((0.0, True), (0.5, False), (1.5, False)):
+        shift = 4.0 * error - gap if found else 0.0
+        first = replace(estimates["p0"], value=estimates["p1"].value + gap + shift, widening=share * (gap + shift))
+        comparison = Comparison({"p0": first, "p1": estimates["p1"]})
+        left = max(gap + shift - first.widening, 0.0) / error
+        expected = 2.0 * stats.t.sf(left, first.n_episodes - 1)
+        row: Any = comparison.simultaneous(0.95).loc[("p0", "p1")]
+        assert comparison.p_value.loc["p0", "p1"] == pytest.approx(expected)
+        assert comparison.to_frame()[["p_value", "p_adjusted"]].iloc[0].tolist() == pytest.approx([expected] * 2)
+        for p in (row["p_adjusted"], *(comparison.adjusted(m).loc["p0", "p1"] for m in ("max_t", "romano_wolf"))):
+            assert p == pytest.approx(expected, abs=0.01)
+        assert (row["low"] > 0.0) == (row["p_adjusted"] <= 0.05) == found
+
+
 def test_best_and_ranks_name_the_candidates(estimates: Estimates) -> None:
     comparison = estimates.compare()
     best = max(estimates, key=lambda name: estimates[name].value)
@@ -136,6 +154,30 @@ def test_replicates_take_the_place_of_influence(log: LoggedDataset, candidates: 
     assert comparison.std_error.loc["p0", "p1"] == pytest.approx(float(np.std(replicates, ddof=1)), rel=1e-9)
     other = replace(found["p1"], resample_id="another")
     assert Comparison({"p0": found["p0"], "p1": other}).std_error.isna().loc["p0", "p1"]
+
+
+def test_pairs_without_an_interval_are_rows_that_say_why(
+    log: LoggedDataset, candidates: dict[str, TabularPolicy]
+) -> None:
+    found = {
+        name: replace(bootstrap(LSTDQ(gamma=0.9), log, candidates[name], n_replicates=20), influence=None)
+        for name in ("p0", "p1", "p2")
+    }
+    comparison = Comparison(found)
+    with pytest.raises(IntervalNotAvailable) as told:
+        comparison.interval("p0", "p1")
+    table = comparison.to_frame()
+    assert table[["low", "high"]].isna().all(axis=None)
+    assert np.isfinite(table[["difference", "std_error", "p_value", "p_adjusted"]]).all(axis=None)
+    assert table["reason"].tolist() == [str(told.value)] * 3
+    note = f"3 of 3 differences have no interval: {told.value}"
+    assert f"- {note}" in comparison.summary()
+    assert note in comparison._repr_html_()
+    enough = comparison.to_frame(level=0.5)
+    assert enough["reason"].tolist() == [""] * 3
+    assert (enough["low"] < enough["high"]).all()
+    with pytest.raises(ValueError, match="`level` must"):
+        comparison.to_frame(level=95)
 
 
 def test_what_has_no_error_is_listed_and_not_compared(estimates: Estimates) -> None:

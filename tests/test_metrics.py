@@ -141,6 +141,9 @@ def test_errors_and_intervals() -> None:
     low, high, true = [0.0, 0.0, -np.inf], [1.0, 1.0, 1.0], [1.0, 1.5, -7.0]
     assert metrics.coverage(low, high, true) == pytest.approx(2 / 3)
     assert metrics.interval_score(low, high, true) == np.inf
+    for end in (np.inf, -np.inf):
+        assert metrics.interval_score([end, 0.0], [end, 1.0], [0.0, 0.0]) == np.inf
+    assert metrics.interval_score([2.0, 1.0], [2.0, 2.0], [2.0, 1.5]) == 0.5
     # Widths 1 and 1; the second misses by .5 above, the third by 2 below, at 2 / .2 each.
     scored = metrics.interval_score([0.0, 0.0, 5.0], [1.0, 1.0, 6.0], [1.0, 1.5, 3.0], level=0.8)
     assert scored == pytest.approx((1 + (1 + 10 * 0.5) + (1 + 10 * 2)) / 3)

@@ -169,6 +169,19 @@ def test_equal_seeds_give_equal_resamples() -> None:
     assert one.value == PerDecisionIS(gamma=1.0).fit(log, policy).estimate().value
 
 
+def test_other_models_are_other_resamples() -> None:
+    problem = RiverSwim(horizon=4)
+    policy, log = TabularPolicy(problem.target, state_code=problem.state_code), problem.sample(30)
+    default, timed, pooled = (
+        model_bootstrap(PerDecisionIS(gamma=1.0), log, policy, n_replicates=5, stationary=stationary)
+        for stationary in (None, False, True)
+    )
+    assert default.resample_id == timed.resample_id != pooled.resample_id
+    assert not np.array_equal(np.asarray(timed.replicates), np.asarray(pooled.replicates))
+    assert (timed - default).replicates is not None
+    assert (timed - pooled).replicates is None
+
+
 def test_logs_that_are_not_tabular_are_refused() -> None:
     lqr = ScalarLQR(max_steps=5)
     policy = TabularPolicy([[0.5, 0.5]])

@@ -19,10 +19,10 @@ from typing_extensions import Self
 
 import ope
 from ope import Estimate, Level, LoggedDataset, PolicySelector, Verdict
-from ope.estimators import LSTDQ, PerDecisionIS, TrajectoryIS, WeightedIS
+from ope.estimators import LSTDQ, AverageRewardLSTDQ, PerDecisionIS, TrajectoryIS, WeightedIS
 from ope.policies import BCQ, EpsilonGreedy, PreprocessedLearner, TabularPolicy
 from ope.policy import Policy, PolicyLearner, overlap
-from ope.problems import RandomMDP
+from ope.problems import RandomMDP, RiverSwim
 from ope.search import PolicySearch, cross_fit_select, select_checkpoint
 from ope.search.folds import Part, fold_parts, half_parts, pool
 from ope.search.run import survivors
@@ -220,6 +220,38 @@ def test_halves_by_hand(two_parts: tuple[list[Part], Any]) -> None:
     assert np.asarray(pooled.influence) == pytest.approx(np.array([2.0, -2.0, 5.0, -5.0]) * 2 / 3)
 
 
+def test_the_effective_size_is_that_of_the_weights_of_all_parts() -> None:
+    rng, n = np.random.default_rng(0), 12
+    data: Any = SimpleNamespace(
+        n_episodes=n, episode_keys=np.arange(n, dtype=np.uint64), data_id="all", known_propensities=True
+    )
+
+    def size(u: FloatArray) -> float:
+        return float(u.sum() ** 2 / (u**2).sum())
+
+    def pooled_size(parts: Sequence[Part], u: FloatArray) -> float:
+        estimates = [estimate_on(len(p.test), 1.0, effective_size=size(u[p.test]), weights=u[p.test]) for p in parts]
+        forth, back = pool(estimates, parts, data), pool(estimates[::-1], parts[::-1], data)
+        assert forth.weights is None
+        assert forth.effective_size == pytest.approx(back.effective_size)
+        assert forth.effective_size is not None
+        return forth.effective_size
+
+    u, order = rng.exponential(size=n), rng.permutation(n)
+    tests = np.split(order, [2, 7])
+    folds = [Part(f"{k}", np.setdiff1d(order, test), test, len(test) / n) for k, test in enumerate(tests)]
+    combined = np.concatenate([p.weight * u[p.test] / u[p.test].sum() for p in folds])
+    assert pooled_size(folds, u) == pytest.approx(size(combined))
+    # Repeats value the same episodes again, which makes no more of them.
+    half, other = np.split(order, 2)
+    twice = [Part("1", half, other, 0.25), Part("2", other, half, 0.25)] * 2
+    combined = np.concatenate([0.5 * u[test] / u[test].sum() for test in (half, other)])
+    assert pooled_size(twice, u) == pytest.approx(size(combined))
+    assert pooled_size(folds, np.ones(n)) == pytest.approx(n)
+    assert pool([estimate_on(6, 1.0, effective_size=3.0), estimate_on(6, 1.0)], twice[:2], data).effective_size is None
+    assert pool([estimate_on(6, 1.0, effective_size=e) for e in (3.0, 0.0)], twice[:2], data).effective_size == 0.0
+
+
 def test_bounds_that_want_independent_terms_are_not_offered(two_parts: tuple[list[Part], Any]) -> None:
     parts, data = two_parts
     estimates = [estimate_on(n, 1.0, influence=np.zeros(n), scores=np.ones(n)) for n in (3, 1)]
@@ -380,6 +412,70 @@ def test_bad_input_is_told_before_any_work(log: LoggedDataset, name: str) -> Non
     with pytest.raises(error, match=words):
         cross_fit_select(**arguments)
     assert Table.fits == []
+
+
+@pytest.mark.parametrize(
+    ("way", "words"), [("mix", "must have one `estimand`, got"), ("logged", "`baseline` 'logged' is a sum of rewards")]
+)
+def test_estimands_are_not_mixed_and_told_before_any_work(log: LoggedDataset, way: str, words: str) -> None:
+    averages: list[Any] = [AverageRewardLSTDQ()]
+    options: dict[str, Any] = {"estimators": [*averages, LSTDQ(gamma=1.0)] if way == "mix" else averages}
+    with pytest.raises(ValueError, match=words):
+        cross_fit_select({"a": Table()}, log, **options)
+    with pytest.raises(ValueError, match=words):
+        make(**options).fit(log)
+    with pytest.raises(ValueError, match=r"must have one `estimand`.*'screen'"):
+        make(screen=AverageRewardLSTDQ()).fit(log)
+    assert Table.fits == []
+    train, test = log.split(test_size=0.5, random_state=0)
+    with pytest.raises(ValueError, match=words):
+        select_checkpoint(Table(checkpoints=2).fit(train), test, **options)
+
+
+@pytest.mark.parametrize("name", ["criterion", "estimators", "wait", 3])
+def test_a_selection_repeats_nothing_and_has_no_unknown_parameter(log: LoggedDataset, name: Any) -> None:
+    options: dict[str, Any] = {"estimators": [WeightedIS(gamma=1.0)], "selection": {name: "value"}}
+    twice = name in ("criterion", "estimators")
+    words = (
+        rf"`selection` must .* got \['{name}'\]; pass {name}= to"
+        if twice
+        else "`selection` .*; choose among allow_overlap, baseline,"
+    )
+    train, test = log.split(test_size=0.5, random_state=0)
+    with pytest.raises(ValueError, match=f"cross_fit_select: {words}"):
+        cross_fit_select({"a": Table()}, log, **options)
+    with pytest.raises(ValueError, match=f"PolicySearch: {words}"):
+        make(**options).fit(log)
+    assert Table.fits == []
+    with pytest.raises(ValueError, match=f"select_checkpoint: {words}"):
+        select_checkpoint(Table(checkpoints=2).fit(train), test, **options)
+
+
+@pytest.mark.parametrize(("name", "value"), [("n_jobs", 1), ("progress", True)])
+def test_how_checkpoints_are_worked_on_is_not_overwritten_in_silence(log: LoggedDataset, name: str, value: Any) -> None:
+    train, test = log.split(test_size=0.5, random_state=0)
+    learner = Table(checkpoints=2).fit(train)
+    with pytest.raises(ValueError, match=rf"got \['{name}'\]; pass {name}= to select_checkpoint itself"):
+        select_checkpoint(learner, test, [WeightedIS(gamma=1.0)], selection={name: value})
+    found = select_checkpoint(learner, test, [WeightedIS(gamma=1.0)], **{name: value})
+    assert getattr(found.selection_, name) == value
+    assert cross_fit_select({"a": Table()}, log, [WeightedIS(gamma=1.0)], n_folds=2, selection={name: value}).best_name_
+
+
+def test_averages_per_step_are_pooled_as_such() -> None:
+    river = RiverSwim(max_steps=30)
+    policies = {"up": TabularPolicy([[0.3, 0.7]] * 6), "even": TabularPolicy([[0.5, 0.5]] * 6)}
+    found = cross_fit_select(
+        policies,
+        river.sample(100, random_state=0),
+        [AverageRewardLSTDQ()],
+        n_folds=2,
+        selection={"baseline": "even"},
+    )
+    assert {one.estimand for one in found.estimates_["AverageRewardLSTDQ"].values()} == {"average_reward"}
+    pooled: Any = found.selection_.estimators
+    assert {one.estimand for one in pooled.values()} == {"average_reward"}
+    assert found.selection_.gates_["difference"].to_dict()["up"] > 0.0
 
 
 # -------------------------------------------------------------------- select_checkpoint

@@ -11,12 +11,13 @@ import pandas as pd
 import pytest
 from scipy.optimize import linprog
 
-from ope import End, LoggedDataset
+from ope import End, Level, LoggedDataset
 from ope.estimators import LSTDQ, DoublyRobust, FittedQEvaluation, ImportanceSampling, PerDecisionIS, WeightedIS
 from ope.inference import resampling_weights
 from ope.inference.intervals import expanded_tail
 from ope.policies import FunctionPolicy, GaussianPolicy, TabularPolicy
 from ope.problems import ModelWin, RandomMDP
+from ope.returns import return_distribution
 from ope.sensitivity import SensitivityPath, clip_path, confounding_path, gamma_path, horizon_path
 from ope.sensitivity.cut import cut_episodes
 from ope.sensitivity.program import Program, WeightedLog, bound_influence, extremes, programs, value_bounds
@@ -393,6 +394,34 @@ def test_decisions_that_never_or_always_hold(log: LoggedDataset, policy: Tabular
     assert without.conclusion.startswith("With odds of the logged actions off by a factor of up to 1.5")
 
 
+def test_nothing_is_concluded_from_a_refused_value() -> None:
+    rng, n = np.random.default_rng(1), 40
+    actions = (rng.random(n) < 0.06).astype(int)
+    probs = np.where(actions == 1, 0.06, 0.94)
+    few = LoggedDataset.from_arrays(
+        np.ones((n, 1)), actions, actions + 0.1 * rng.random(n), lengths=[1] * n, ends="terminal", behavior_prob=probs
+    )
+    rare, common = TabularPolicy([[0.1, 0.9]]), TabularPolicy([[0.9, 0.1]])
+    options: dict[str, Any] = {"gamma": 1.0, "odds_ratios": [1.0, 1.5], "n_replicates": 40}
+    nominal = WeightedIS(gamma=1.0).fit(few, rare).estimate()
+    assert nominal.verdict.level == Level.REFUSE
+    for baseline, asked in (
+        ("logged", "whether it beats the logged policy:"),
+        (-5.0, "whether it beats the value -5:"),
+        (None, "what it is worth:"),
+    ):
+        path = confounding_path(few, rare, baseline=baseline, **options)
+        assert (path.flip_odds_ratio, path.flip_odds_ratio_point) == (None, None)
+        assert path.conclusion.startswith(f"The log cannot answer {asked}")
+        assert "its own value is refused" in path.conclusion
+        assert nominal.verdict.reasons[0] in path.conclusion
+    for refused, words in ((rare, "the policy TabularPolicy, at its"), (nominal, "the estimate of TabularPolicy")):
+        against = confounding_path(few, common, baseline=refused, margin=-50.0, **options)
+        assert set(against.frame["verdict"]) != {"REFUSE"}
+        assert against.flip_odds_ratio is None
+        assert f"the value of {words}" in against.conclusion
+
+
 def test_baselines(log: LoggedDataset, policy: TabularPolicy, problem: RandomMDP) -> None:
     options: dict[str, Any] = {"gamma": 1.0, "odds_ratios": ODDS, "n_replicates": 60}
     logged = confounding_path(log, policy, **options)
@@ -449,6 +478,9 @@ def test_bad_logs_of_confounding(log: LoggedDataset, policy: TabularPolicy) -> N
     other = WeightedIS(gamma=0.5).fit(log, policy).estimate()
     with pytest.raises(ValueError, match=r"on the same episodes with gamma 1, got one with gamma 0\.5;"):
         confounding_path(log, policy, gamma=1.0, baseline=other)
+    risk = return_distribution(log, policy, gamma=1.0, n_replicates=100).cvar(0.1)
+    with pytest.raises(ValueError, match=r"`baseline` must be the value of a policy.*'lower_cvar\(0\.1\)'"):
+        confounding_path(log, policy, gamma=1.0, baseline=risk)
     with pytest.raises(ValueError, match="must hold propensities"):
         confounding_path(log.replace(behavior_log_prob=None, behavior_source=None), policy, gamma=1.0)
     part = ragged_log(0, [1, 1])

@@ -133,7 +133,8 @@ def select_checkpoint(
     named = named_estimators(OWNER, estimators)
     checkpoints = _checkpoints(learner)
     names = {_name(n_updates): n_updates for n_updates in checkpoints}
-    selector = new_selector(OWNER, named, data, criterion, selection, list(names))
+    taken = ("estimators", "criterion", "n_jobs", "progress")
+    selector = new_selector(OWNER, named, data, criterion, selection, list(names), taken)
     _check_overlap(learner, data, selector.allow_overlap)
     selector.set_params(n_jobs=n_jobs, progress=progress).fit(
         data, {name: checkpoints[n_updates] for name, n_updates in names.items()}

@@ -123,8 +123,9 @@ def pool(estimates: Sequence[Estimate], parts: Sequence[Part], data: LoggedDatas
     -----
     V = sum_k w_k V_k, psi_i = sum_k w_k (n / n_k) psi_ik over the parts k that value episode i, n_k of n episodes, so that
     sum psi_i^2 / n^2 is the variance of V given the learned policies. For folds, w_k = n_k / n and psi is the folds' psi in
-    the log's order. Terms for finite-sample bounds (`scores`) are not kept: such bounds want independent terms, and the
-    policies of two parts have learned from each other's episodes.
+    the log's order. Terms for finite-sample bounds (`scores`, `weights`) are not kept: such bounds want independent terms,
+    and the policies of two parts have learned from each other's episodes. The effective size is that of all parts' weights
+    together; of repeated halves a lower limit, because what an episode weighs in one repeat is not known in another.
     """
     failed = [(part, e) for part, e in zip(parts, estimates, strict=True) if not np.isfinite(e.value)]
     verdict = _pooled_verdict(estimates, parts)
@@ -138,9 +139,11 @@ def pool(estimates: Sequence[Estimate], parts: Sequence[Part], data: LoggedDatas
         data_id=data.data_id,
         influence=influence,
         scores=None,
+        weights=None,
         replicates=replicates,
         resample_id=None if replicates is None else "+".join(str(e.resample_id) for e in estimates),
         known_propensities=data.known_propensities,
+        effective_size=_pooled_size(estimates, parts, data.n_episodes),
         widening=float(weights @ [e.widening for e in estimates]),
         diagnostics=_pooled_diagnostics(estimates),
         verdict=verdict,
@@ -155,6 +158,19 @@ def _pooled_influence(estimates: Sequence[Estimate], parts: Sequence[Part], n: i
             return None
         psi[part.test] += part.weight * n / len(part.test) * estimate.influence
     return psi
+
+
+def _pooled_size(estimates: Sequence[Estimate], parts: Sequence[Part], n: int) -> float | None:
+    """Return the effective number of episodes of the pooled value, None where a part has none."""
+    sizes = [estimate.effective_size for estimate in estimates if estimate.effective_size is not None]
+    if len(sizes) < len(estimates):
+        return None
+    # Weights u of sum 1 in a part have sum u^2 = 1 / ESS_k; pooled, episode i weighs sum_k w_k u_ik, which in square is at most
+    # c sum_k (w_k u_ik)^2 where c parts value it: (sum u)^2 / sum u^2 is this at least, and exactly this for folds (c = 1).
+    most = np.bincount(np.concatenate([part.test for part in parts]), minlength=n).max()
+    shares = np.array([part.weight for part in parts])
+    with np.errstate(divide="ignore"):
+        return float(1.0 / (most * np.sum(shares**2 / np.array(sizes))))
 
 
 def _pooled_replicates(estimates: Sequence[Estimate], weights: FloatArray) -> FloatArray | None:
@@ -267,6 +283,11 @@ class PooledEstimator(OffPolicyEstimator):
     def __init__(self, *, gamma: float, estimates: Mapping[str, Estimate]) -> None:
         self.gamma = gamma
         self.estimates = estimates
+
+    @property
+    def estimand(self) -> str:  # type: ignore[override]
+        """What the pooled estimates are of."""
+        return next(iter(self.estimates.values())).estimand
 
     def _fit_named(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:  # noqa: ARG002
         return self.estimates[name]

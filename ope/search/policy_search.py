@@ -29,7 +29,7 @@ from ope.search.settings import check_settings
 from ope.search.training import (
     Candidate,
     all_or_nothing,
-    check_one_gamma,
+    check_one_question,
     fit_whole,
     named_estimators,
     new_selector,
@@ -313,7 +313,7 @@ class PolicySearch(PolicyLearner):
                 raise TypeError(
                     f"{OWNER}: `screen` must be an OffPolicyEstimator or None, got {self.screen!r}; see ope.estimators."
                 )
-            check_one_gamma(OWNER, {**named, "screen": self.screen})
+            check_one_question(OWNER, {**named, "screen": self.screen})
         self._validate_numbers()
 
     def _validate_numbers(self) -> None:

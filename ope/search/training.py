@@ -206,12 +206,12 @@ def named_estimators(owner: str, estimators: Any) -> dict[str, OffPolicyEstimato
         raise TypeError(
             f"{owner}: `estimators` must be at least one OffPolicyEstimator, got {wrong or 'none'}; see ope.estimators."
         )
-    check_one_gamma(owner, named)
+    check_one_question(owner, named)
     return named
 
 
-def check_one_gamma(owner: str, named: Mapping[str, OffPolicyEstimator]) -> float:
-    """Return the gamma of all estimators, or raise; their other parameters are checked too."""
+def check_one_question(owner: str, named: Mapping[str, OffPolicyEstimator]) -> None:
+    """Raise unless all estimators have one gamma and one estimand; their other parameters are checked too."""
     for estimator in named.values():
         estimator._validate()
     gammas = {name: estimator.gamma for name, estimator in named.items()}
@@ -219,7 +219,12 @@ def check_one_gamma(owner: str, named: Mapping[str, OffPolicyEstimator]) -> floa
         raise ValueError(
             f"{owner}: all estimators must have one `gamma`, got {gammas}; different gammas answer different questions."
         )
-    return float(next(iter(named.values()))._gamma)
+    estimands = {name: estimator.estimand for name, estimator in named.items()}
+    if len(set(estimands.values())) > 1:
+        raise ValueError(
+            f"{owner}: all estimators must have one `estimand`, got {estimands}; a sum of rewards and a reward per step answer "
+            "different questions, choose by one of them."
+        )
 
 
 def seed_of(owner: str, random_state: Any) -> int:
@@ -239,12 +244,31 @@ def new_selector(
     criterion: str,
     options: Mapping[str, Any] | None,
     candidates: Sequence[str] = ("candidate",),
+    taken: Sequence[str] = ("estimators", "criterion"),
 ) -> PolicySelector:
-    """Return a selector whose parameters are checked now, before the long work."""
+    """Return a selector whose parameters are checked now, as its `fit` checks them, before the long work."""
     if options is not None and not isinstance(options, Mapping):
         raise TypeError(
             f"{owner}: `selection` must be a mapping of PolicySelector's parameters, got {options!r}; pass {{'baseline': None}}."
         )
+    _check_options(owner, options or {}, taken)
     selector = PolicySelector(estimators, criterion, **(options or {}))
+    selector._named_estimators()
     selector._validate(data, dict.fromkeys(candidates))
     return selector
+
+
+def _check_options(owner: str, options: Mapping[str, Any], taken: Sequence[str]) -> None:
+    """Raise for parameters that the owner gives the selector itself, in `taken`, and for those that it does not have."""
+    twice = [name for name in options if name in taken]
+    if twice:
+        raise ValueError(
+            f"{owner}: `selection` must hold parameters of PolicySelector that {owner} has no own ones for, got {twice}; pass "
+            f"{', '.join(f'{name}=' for name in twice)} to {owner} itself."
+        )
+    known = [name for name in PolicySelector._get_param_names() if name not in taken]
+    unknown = [name for name in options if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{owner}: `selection` must hold parameters of PolicySelector, got {unknown}; choose among {', '.join(known)}."
+        )

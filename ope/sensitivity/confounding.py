@@ -24,6 +24,7 @@ from ope.schema import End
 from ope.sensitivity.path import SensitivityPath
 from ope.sensitivity.program import WeightedLog, bound_influence, value_bounds
 from ope.validation import BoolArray, FloatArray, check_gamma, check_integer, check_number
+from ope.verdict import Level, Verdict
 
 OWNER = "confounding_path"
 DEFAULT_ODDS_RATIOS = (1.0, 1.1, 1.25, 1.5, 2.0, 3.0)
@@ -85,7 +86,8 @@ def confounding_path(
     SensitivityPath
         `value` is the estimate without confounding; `bound_low` and `bound_high` the estimated bounds, `low` and `high` their
         band: the lower quantile of the resampled lower bounds and the upper one of the upper bounds. `difference*` is to the
-        baseline. `flip_odds_ratio` is the least odds ratio at which the band of the difference reaches the margin.
+        baseline. `flip_odds_ratio` is the least odds ratio at which the band of the difference reaches the margin; None where
+        the candidate or the baseline is refused: bounds around a number that means nothing decide nothing.
 
     Raises
     ------
@@ -130,20 +132,22 @@ def confounding_path(
     check_integer(OWNER, "n_replicates", n_replicates, 1, "500 is usual")
     estimate = _nominal(data, policy, gamma, per_decision)
     confounded = _confounded(data, confounded_steps)
-    other, reference_value = _baseline(data, baseline, gamma, per_decision, confounded)
+    other = _baseline(data, baseline, gamma, per_decision, confounded)
     candidate = _weighted_log(data, policy, gamma, per_decision, confounded)
-    problem = Problem(candidate, other, data.episode_keys, float(margin), level, n_replicates, random_state)
+    problem = Problem(candidate, other.bounded, data.episode_keys, float(margin), level, n_replicates, random_state)
     points = [problem.at(odds_ratio) for odds_ratio in settings]
-    flip, by_point = (None, None) if other is None else _flips(problem, settings, points)
     reference = _reference(baseline)
+    refusal = _refusal(estimate.verdict, other.verdict, reference)
+    decides = other.bounded is not None and refusal is None
+    flip, by_point = _flips(problem, settings, points) if decides else (None, None)
     return SensitivityPath(
         parameter="odds_ratio",
-        frame=_frame(settings, points, estimate, reference_value),
+        frame=_frame(settings, points, estimate, other.value),
         level=level,
         estimator=estimate.estimator,
         policy=name or estimate.policy,
         reference=reference,
-        conclusion=_in_words(settings, points, (flip, by_point), reference, float(margin)),
+        conclusion=refusal or _in_words(settings, points, (flip, by_point), reference, float(margin)),
         flip_odds_ratio=flip,
         flip_odds_ratio_point=by_point,
         notes=_notes(data, confounded_steps, per_decision),
@@ -339,22 +343,28 @@ def _tail(data: LoggedDataset, gamma: float) -> FloatArray:
     return tail
 
 
-def _baseline(
-    data: LoggedDataset, baseline: Any, gamma: float, per_decision: bool, confounded: BoolArray
-) -> tuple[WeightedLog | Estimate | float | None, float]:
-    """Return what the baseline is bounded by, and its value without confounding."""
+class Baseline(NamedTuple):
+    """What a baseline is bounded by, its value without confounding and what may be said of it."""
+
+    bounded: WeightedLog | Estimate | float | None
+    value: float
+    verdict: Verdict
+
+
+def _baseline(data: LoggedDataset, baseline: Any, gamma: float, per_decision: bool, confounded: BoolArray) -> Baseline:
     if baseline is None:
-        return None, float("nan")
+        return Baseline(None, float("nan"), Verdict())
     if isinstance(baseline, Policy):
         nominal = _nominal(data, baseline, gamma, per_decision)
-        return _weighted_log(data, baseline, gamma, per_decision, confounded), nominal.value
+        log = _weighted_log(data, baseline, gamma, per_decision, confounded)
+        return Baseline(log, nominal.value, nominal.verdict)
     if isinstance(baseline, str) and baseline == "logged":
         baseline = logged_value(data, gamma)
     if isinstance(baseline, Estimate):
-        return _check_estimate(data, baseline, gamma), baseline.value
+        return Baseline(_check_estimate(data, baseline, gamma), baseline.value, baseline.verdict)
     words = "'logged', a finite number, a Policy, an Estimate or None"
     number_ = check_number(OWNER, "baseline", baseline, words, "pass 'logged' for the logged policy", -np.inf)
-    return number_, number_
+    return Baseline(number_, number_, Verdict())
 
 
 def _check_estimate(data: LoggedDataset, estimate: Estimate, gamma: float) -> Estimate:
@@ -362,6 +372,11 @@ def _check_estimate(data: LoggedDataset, estimate: Estimate, gamma: float) -> Es
         raise ValueError(
             f"{OWNER}: `baseline` must be an estimate on the same episodes with gamma {gamma:g}, got one with gamma "
             f"{estimate.gamma:g}{'' if estimate.data_id == data.data_id else ' on others'}; fit it on this log."
+        )
+    if estimate.estimand != "return":
+        raise ValueError(
+            f"{OWNER}: `baseline` must be the value of a policy, its mean sum of rewards, got an estimate of {estimate.estimand!r}; pass "
+            "the estimate of its mean."
         )
     if estimate.influence is None or not np.isfinite(estimate.value):
         raise ValueError(
@@ -404,6 +419,16 @@ def _reference(baseline: Any) -> str:
     if isinstance(baseline, Policy):
         return f"the policy {type(baseline).__name__}, at its largest value"
     return f"the value {number(float(baseline))}"
+
+
+def _refusal(candidate: Verdict, baseline: Verdict, reference: str) -> str | None:
+    """Say that bounds around a refused value decide nothing; None if neither is refused."""
+    for verdict, whose in ((candidate, "its own value"), (baseline, f"the value of {reference}")):
+        if verdict.level == Level.REFUSE:
+            asked = f"whether it beats {reference}" if reference else "what it is worth"
+            why = f"even without unobserved confounding {whose} is refused"
+            return f"The log cannot answer {asked}: {why}. {' '.join(verdict.reasons)}"
+    return None
 
 
 def _in_words(

@@ -35,7 +35,7 @@ class SensitivityPath:
         What the path says, what it means and what to do.
     flip_odds_ratio : float or None
         Least odds ratio at which the candidate no longer beats the baseline by the band; 1 if it does not even without
-        confounding, infinite if no confounding that was tried changes it, None for other paths.
+        confounding, infinite if no confounding that was tried changes it, None for other paths and where a value is refused.
     flip_odds_ratio_point : float or None
         The same by the estimated bound, sampling error left out.
     notes : tuple of str

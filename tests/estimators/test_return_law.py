@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
-from estimator_oracles import Case, exact_log, influence_of, jackknife, random_case, sampled
+from estimator_oracles import Case, exact_log, influence_of, jackknife, random_case, repeated_log, sampled
 from return_oracles import (
     exact_cdf,
     exact_cvar,
@@ -19,7 +20,7 @@ from return_oracles import (
     weights_and_returns,
 )
 
-from ope import Estimate, Level, LoggedDataset
+from ope import Comparison, Estimate, Level, LoggedDataset, PolicySelector, Verdict
 from ope.estimators import TrajectoryIS, WeightedIS
 from ope.inference.weights import fold_of
 from ope.policies import TabularPolicy
@@ -126,6 +127,43 @@ def test_the_whole_tail_is_the_mean_and_means_are_importance_sampling() -> None:
         assert law.cvar(1.0, tail=tail).value == pytest.approx(law.mean().value)
 
 
+@every_method
+@pytest.mark.parametrize("tail", ["lower", "upper"])
+def test_the_whole_tail_is_the_mean_whatever_the_weights_add_up_to(method: str, tail: Any) -> None:
+    masses = []
+    for seed in range(4):
+        case = random_case(seed, n=40)
+        law = _law(case, method)
+        assert law.evidence is not None
+        masses.append(law.evidence.sample.masses().sum())
+        found, mean = law.cvar(1, tail=tail), law.mean()
+        assert found.value == pytest.approx(mean.value)
+        np.testing.assert_allclose(influence_of(found), influence_of(mean), atol=1e-12)
+        assert found.diagnostics["quantile"] == (law.returns[-1] if tail == "lower" else law.returns[0])
+    if method == "is":
+        assert min(masses) < 1.0 < max(masses)
+
+
+def test_risk_measures_do_not_pass_as_values() -> None:
+    case = random_case(3, n=60)
+    law = _law(case, "self_normalized")
+    value, risk = law.mean(), law.cvar(0.1)
+    others = [risk, law.cvar(0.2), law.cvar(0.1, tail="upper"), law.cvar(1.0), law.variance(), law.std()]
+    assert value.estimand == "return"
+    assert len({value.question, *(one.question for one in others)}) == 7
+    for other in others:
+        with pytest.raises(ValueError, match="both must answer one question, got estimand 'return' and"):
+            value - other
+        with pytest.raises(ValueError, match="all `estimates` must be of one log"):
+            Comparison({"value": value, "other": other})
+    assert (risk - law.cvar(0.1)).value == 0.0
+    assert "lower cvar(0.1) of the discounted sum of rewards, gamma 0.9" in risk.summary()
+    sound = replace(risk, verdict=Verdict())
+    selector = PolicySelector([WeightedIS(gamma=GAMMA)], baseline=sound).fit(case.log, {"one": case.policy})
+    assert not selector.deploy_
+    assert "'lower_cvar(0.1)': they answer different questions" in str(selector.gates_.loc["one", "reason"])
+
+
 NUMBERS: dict[str, Callable[[ReturnDistribution], Estimate]] = {
     "mean": lambda law: law.mean(),
     "variance": lambda law: law.variance(),
@@ -179,7 +217,7 @@ def test_doubly_robust_influence_is_the_jackknife_with_the_model_fixed(number: s
 def test_a_weight_is_a_number_of_replicas(method: str) -> None:
     case = random_case(8, n=12, longest=3)
     count = np.arange(12) % 3
-    replicas = Case(case.log.select(np.repeat(np.arange(12), count)), case.b, case.pi)
+    replicas = Case(repeated_log(case.log, np.repeat(np.arange(12), count)), case.b, case.pi)
     weighed, repeated = _law(case, method, episode_weight=count), _law(replicas, method)
     for number in NUMBERS.values():
         assert number(weighed).value == pytest.approx(number(repeated).value)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -152,6 +154,47 @@ def test_estimates_of_new_episodes_update() -> None:
     assert sequence.n_episodes == 300
     with pytest.raises(IntervalNotAvailable, match="no `scores`"):
         sequence.update(estimate_of(log_of(500, 100), WeightedIS))
+
+
+@pytest.mark.parametrize("make", SEQUENCES)
+def test_a_failed_update_leaves_the_sequence_as_it_was(
+    make: type[ConfidenceSequence], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (estimate_of(log_of(start, 100)) for start in (0, 100))
+    assert second.scores is not None
+    scores = np.append(second.scores[1:], 9.0)
+    outside = replace(second, scores=scores, value=scores.mean())
+    sequence, plain = make(0.0, 1.5).update(first), make(0.0, 1.5).update(first)
+    before = sequence.interval
+    with pytest.raises(ValueError, match="must lie in"):
+        sequence.update(outside)
+    with pytest.raises(ValueError, match="finite"):
+        sequence.update([0.5, math.nan])
+
+    def stop(_: FloatArray) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sequence._upper, "_bets", stop)  # when the lower end has moved already
+    with pytest.raises(KeyboardInterrupt):
+        sequence.update(second)
+    monkeypatch.undo()
+    assert (sequence.interval, sequence.n_episodes) == (before, 100)
+    again, expected = sequence.update(second), plain.update(second)
+    assert (again.interval, again.n_episodes) == (expected.interval, 200)
+    with pytest.raises(ValueError, match="got 100 of 100 that were counted before"):
+        sequence.update(second)
+
+
+@pytest.mark.parametrize("make", SEQUENCES)
+def test_copies_go_apart(make: type[ConfidenceSequence]) -> None:
+    x, y = np.random.default_rng(4).beta(1, 4, (2, 60))
+    one = make(0.0, 1.0).update(x[:20])
+    two = copy.copy(one)
+    one.update(x[20:40])
+    two.update(y)
+    one.update(x[40:])
+    assert one.interval == pytest.approx(make(0.0, 1.0).update(x).interval, abs=1e-9)
+    assert two.interval == pytest.approx(make(0.0, 1.0).update([*x[:20], *y]).interval, abs=1e-9)
 
 
 def test_a_changed_process_is_told() -> None:
