@@ -14,18 +14,19 @@ from sklearn.base import clone
 from ope import gaussian, ragged
 from ope.calibration import calibration_table as calibration_table
 from ope.calibration import expected_calibration_error as expected_calibration_error
+from ope.dataset import check_log
+from ope.frame_write import ESTIMATES
 from ope.inference.weights import fold_of
 from ope.inputs import read_columns, states_frame
 from ope.loggers import episode_loggers
 from ope.model_kind import is_parametric, n_coefficients
 from ope.schema import BehaviorSource
-from ope.validation import BoolArray, FloatArray, IntArray, first_positions
+from ope.validation import ROUNDING, BoolArray, FloatArray, IntArray, first_positions
 
 if TYPE_CHECKING:
     from ope.dataset import LoggedDataset
 
 OWNER = "estimate_behavior"
-ROUNDING = 1e-9
 # Residuals below this share of the actions are rounding errors: the actions are a function of the columns.
 NO_NOISE = 1e-10
 
@@ -66,7 +67,8 @@ def estimate_behavior(
     LoggedDataset
         The log with `behavior_log_prob` (fitted on all episodes), `cross_fitted_log_prob` (fitted without the fold of
         the row's episode) and `behavior_source`, which holds the calibration of the cross-fitted probabilities, with a
-        column "logger" where there are several.
+        column "logger" where there are several. Columns of `extras` with earlier estimates that `to_pandas` wrote are
+        left out.
 
     Raises
     ------
@@ -96,6 +98,7 @@ def estimate_behavior(
     >>> np.exp(estimate_behavior(log, n_folds=2).behavior_log_prob).round(2)
     array([0.25, 0.75, 0.75, 0.25, 0.75, 0.75, 0.75, 0.75])
     """
+    check_log(OWNER, data)
     _check_request(data, n_folds, random_state, overwrite)
     chosen = _default_model(data.discrete) if model is None else model
 
@@ -115,8 +118,20 @@ def estimate_behavior(
         calibration=table,
     )
     return data.replace(
-        behavior_log_prob=fitted.in_sample, cross_fitted_log_prob=fitted.cross_fitted, behavior_source=source
+        behavior_log_prob=fitted.in_sample,
+        cross_fitted_log_prob=fitted.cross_fitted,
+        behavior_source=source,
+        extras=_without_estimates(data.extras),
+        final_extras=_without_estimates(data.final_extras),
     )
+
+
+def _without_estimates(extras: pd.DataFrame | None) -> pd.DataFrame | None:
+    """Return other columns without the estimates that `to_pandas` once wrote: new ones take their names."""
+    if extras is None:
+        return None
+    rest = extras.drop(columns=[name for name in ESTIMATES if name in extras])
+    return rest if rest.shape[1] else None
 
 
 @dataclass(frozen=True)

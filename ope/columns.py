@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NoReturn
 
@@ -12,11 +13,12 @@ import pandas as pd
 
 from ope import ragged
 from ope.schema import BehaviorSource, ColumnNames, End
-from ope.validation import BoolArray, FloatArray, IntArray, check_length, first_positions, float_array
+from ope.validation import ROUNDING, BoolArray, FloatArray, IntArray, check_length, first_positions, float_array
 
 OWNER = "LoggedDataset"
 MAX_SHOWN = 5
 FLAG = "flag true endings with terminated=, interrupted recordings with truncated="
+MAY_SHARE = ("states", "actions", "rewards", "behavior_log_prob", "timesteps", "episode_ids")
 REMEDIES = f"{FLAG}, or pass horizon= if the number of steps is known"
 
 
@@ -88,8 +90,12 @@ def log_fields(
     log_prob = log_propensities(behavior_prob, behavior_log_prob, n, discrete=labels is not None, door=door)
     ids = episode_identifiers(episode_ids, n_episodes)
     ends = end_codes(ends, n_episodes)
-    finals = final_state_matrix(final_states, n_episodes, states.shape[1])
+    finals = final_state_matrix(final_states, n_episodes, states)
     check_truncated(ends, finals, ids, door)
+    mask = mask_matrix(action_mask, "action_mask", n, labels, codes, door)
+    final_mask = mask_matrix(final_action_mask, "final_action_mask", n_episodes, labels, None, door)
+    if mask is not None:
+        warn_unmasked(ends, final_mask, ids, door)
     return {
         "states": states,
         "actions": codes,
@@ -102,9 +108,9 @@ def log_fields(
         "action_labels": labels,
         "behavior_log_prob": log_prob,
         "behavior_source": None if log_prob is None else BehaviorSource(),
-        "action_mask": mask_matrix(action_mask, "action_mask", n, labels, codes, door),
+        "action_mask": mask,
         "final_states": finals,
-        "final_action_mask": mask_matrix(final_action_mask, "final_action_mask", n_episodes, labels, None, door),
+        "final_action_mask": final_mask,
         "extras": aligned_frame(extras, "extras", n, "transition"),
         "final_extras": aligned_frame(final_extras, "final_extras", n_episodes, "episode"),
         "reward_range": reward_bounds(reward_range, rewards, door),
@@ -112,6 +118,16 @@ def log_fields(
         "columns": columns or ColumnNames(),
         "n_dropped_rows": n_dropped_rows,
     }
+
+
+def unshared(fields: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields with a copy of every array that lies in memory of the argument of its name."""
+    for name in MAY_SHARE:
+        values, source = fields[name], given[name]
+        lives_elsewhere = source is None or isinstance(source, (list, tuple))
+        if not lives_elsewhere and np.may_share_memory(values, np.asarray(source)):
+            fields[name] = values.copy()
+    return fields
 
 
 def state_matrix(states: npt.ArrayLike) -> FloatArray:
@@ -159,6 +175,12 @@ def episode_identifiers(ids: npt.ArrayLike | None, n_episodes: int) -> npt.NDArr
         raise ValueError(
             f"{OWNER}: `episode_ids` must have one dimension, got shape {array.shape}; pass one identifier per episode."
         )
+    missing = pd.isna(array)
+    if missing.any():
+        raise ValueError(
+            f"{OWNER}: `episode_ids` must not be missing, got {plain(array[missing][0])!r} at {first_positions(missing)}; name "
+            "every episode."
+        )
     again = pd.Series(array).duplicated().to_numpy()
     if again.any():
         raise ValueError(
@@ -174,6 +196,12 @@ def step_times(timesteps: npt.ArrayLike | None, offsets: IntArray) -> npt.NDArra
         return ragged.step_index(offsets)
     array = np.asarray(timesteps)
     check_length(OWNER, "timesteps", array, int(offsets[-1]), "transition")
+    missing = pd.isna(array)
+    if missing.any():
+        raise ValueError(
+            f"{OWNER}: `timesteps` must not be missing, got {plain(array[missing][0])!r} at {first_positions(missing)}; fill "
+            "them in, or leave them out for steps since the start."
+        )
     inner = np.ones(len(array) - 1, dtype=bool)
     inner[offsets[1:-1] - 1] = False
     late = np.append(False, inner & ~np.asarray(array[1:] > array[:-1], dtype=bool))
@@ -195,8 +223,9 @@ def action_codes(
     """Return (codes, sorted labels) of discrete actions or (floats of shape (n, k), None) of continuous ones."""
     array = actions if hasattr(actions, "dtype") else _untyped(actions)
     check_length(door.owner, "actions", array, n, "transition")
-    if continuous is None:
-        continuous = labels is None and (array.ndim == 2 or array.dtype.kind == "f")
+    unsaid = continuous is None and labels is None
+    if unsaid:
+        continuous = array.ndim == 2 or array.dtype.kind == "f"
     if continuous:
         if labels is not None:
             raise door.error("action_labels", "be absent for continuous actions", repr(labels), "drop one of the two")
@@ -207,7 +236,24 @@ def action_codes(
             f"{door.owner}: discrete {door.name('actions')} must have one dimension, got shape {array.shape}; "
             "pass one label per row, or continuous=True."
         )
+    if unsaid:
+        refuse_fractions(pd.Series(array), door)
     return _encode(array, labels, door)
+
+
+def refuse_fractions(column: Any, door: Door) -> None:
+    """Raise a TypeError if a column of no floating type holds fractions: doses would become as many labels."""
+    if pd.api.types.infer_dtype(column, skipna=True) not in ("floating", "mixed-integer-float", "decimal"):
+        return
+    values = column.dropna().unique().tolist()
+    fractions = [value for value in values if value != value // 1]
+    if fractions:
+        raise door.type_error(
+            "actions",
+            "be of a floating type where they are continuous, or said to be labels where they hold fractions",
+            f"{fractions[0]!s} in dtype {column.dtype}",
+            "convert them with astype(float), or pass continuous=False",
+        )
 
 
 def _untyped(values: Any) -> npt.NDArray[Any]:
@@ -259,6 +305,9 @@ def _sorted(values: npt.NDArray[Any], parameter: str, door: Door) -> npt.NDArray
 
 def plain_array(values: Iterable[Any], parameter: str, door: Door = ARRAYS) -> npt.NDArray[Any]:
     """Return values of one type as an array of that type: whatever held them, equal labels give equal arrays."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "mM":
+        # An instant in nanoseconds would become an integer.
+        values = pd.Series(values)
     items = [plain(value) for value in values]
     kinds = {type(value) for value in items}
     if len(kinds) > 1 and not kinds <= {int, float}:
@@ -301,9 +350,9 @@ def log_propensities(
     values = float_array(door.owner, name, prob if prob is not None else log_prob, 1)
     check_length(door.owner, name, values, n, "transition")
     if prob is None:
-        bad, rule = (values > 0 if discrete else np.zeros(n, bool)), "be at most 0 (a log probability)"
+        bad, rule = (values > ROUNDING if discrete else np.zeros(n, bool)), "be at most 0 (a log probability)"
     else:
-        bad = (values <= 0) | (values > 1 if discrete else False)
+        bad = (values <= 0) | (values > 1 + ROUNDING if discrete else False)
         rule = "be in (0, 1]" if discrete else "be positive (a density)"
     if bad.any():
         raise door.error(
@@ -313,7 +362,8 @@ def log_propensities(
             "an action that was taken had a positive probability: correct the values, or leave them out and estimate "
             "them with ope.estimate_behavior",
         )
-    return values if prob is None else np.log(values)
+    log_prob = values if prob is None else np.log(values)
+    return np.minimum(log_prob, 0.0) if discrete and log_prob.max() > 0 else log_prob
 
 
 def end_codes(ends: npt.ArrayLike | str, n_episodes: int) -> npt.NDArray[np.int8]:
@@ -333,8 +383,8 @@ def end_codes(ends: npt.ArrayLike | str, n_episodes: int) -> npt.NDArray[np.int8
     return array.astype(np.int8)
 
 
-def final_state_matrix(final_states: npt.ArrayLike | None, n_episodes: int, dim: int) -> FloatArray | None:
-    """Return final states of shape (n_episodes, d), NaN rows where unknown."""
+def final_state_matrix(final_states: npt.ArrayLike | None, n_episodes: int, states: FloatArray) -> FloatArray | None:
+    """Return final states of shape (n_episodes, d) in the precision of the states, NaN rows where unknown."""
     if final_states is None:
         return None
     array = np.asarray(final_states)
@@ -343,10 +393,13 @@ def final_state_matrix(final_states: npt.ArrayLike | None, n_episodes: int, dim:
             f"{OWNER}: `final_states` must be numeric, got dtype {array.dtype}; encode them as the states, "
             "NaN where unknown."
         )
-    array = (array[:, None] if array.ndim == 1 else array).astype(np.float64)
-    if array.shape != (n_episodes, dim):
+    # To a table of states, 0.1 in single precision is another state than 0.1.
+    with np.errstate(over="ignore"):
+        array = (array[:, None] if array.ndim == 1 else array).astype(states.dtype).astype(np.float64)
+    wanted = (n_episodes, states.shape[1])
+    if array.shape != wanted:
         raise ValueError(
-            f"{OWNER}: `final_states` must have shape {(n_episodes, dim)}, got {array.shape}; pass one row per "
+            f"{OWNER}: `final_states` must have shape {wanted}, got {array.shape}; pass one row per "
             "episode, NaN where unknown."
         )
     missing = np.isnan(array)
@@ -373,6 +426,23 @@ def check_truncated(
         )
 
 
+def warn_unmasked(
+    ends: npt.NDArray[np.int8], final_mask: BoolArray | None, ids: npt.NDArray[Any], door: Door = ARRAYS
+) -> None:
+    """Warn of truncated episodes in whose final state the available actions are unknown."""
+    truncated = ends == End.TRUNCATED
+    bare = truncated if final_mask is None else truncated & ~final_mask.any(axis=1)
+    if bare.any():
+        warnings.warn(
+            f"{door.owner}: a log with action masks should tell which actions are available in the final state of a truncated "
+            f"episode, got no mask there for episodes {shown(ids[bare])}: methods that look ahead take these states for unknown "
+            'and leave out the last transition; give the mask in a last row that holds the state only (final_row="state_only"), or '
+            "as final_action_mask= of from_arrays.",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
 def mask_matrix(
     mask: npt.ArrayLike | None,
     name: str,
@@ -395,7 +465,8 @@ def mask_matrix(
         raise door.type_error(name, "hold booleans or 0 and 1", f"dtype {array.dtype} with other values", "convert it")
     allowed: BoolArray = array.astype(bool)
     empty = ~allowed.any(axis=1)
-    if empty.any():
+    # Of a frame's final states a row without any action stands for an unknown mask.
+    if empty.any() and not (door.in_order and name == "final_action_mask"):
         raise door.error(name, "allow an action in every row", f"none at {door.rows(empty)}", "correct the mask")
     if codes is not None and not (taken := allowed[np.arange(n), codes]).all():
         label = plain(labels[codes[~taken][0]])
@@ -413,7 +484,7 @@ def distinct_features(names: Sequence[str] | None, dim: int) -> tuple[str, ...]:
     if names is None:
         return tuple(f"state_{i}" for i in range(dim))
     listed = [names] if isinstance(names, str) else list(names)
-    if len(listed) != dim or len(set(listed)) != dim:
+    if len(listed) != dim or len(set(map(str, listed))) != dim:
         raise ValueError(
             f"{OWNER}: `feature_names` must be {dim} distinct names, got {shown(listed)}; name each state column once."
         )
@@ -422,8 +493,19 @@ def distinct_features(names: Sequence[str] | None, dim: int) -> tuple[str, ...]:
 
 def aligned_frame(table: pd.DataFrame | None, name: str, n: int, per: str) -> pd.DataFrame | None:
     """Return the frame with a fresh index, or raise if it is not aligned; an empty one becomes None."""
-    if table is None or table.shape[1] == 0:
+    if table is None:
         return None
+    if not isinstance(table, pd.DataFrame):
+        raise TypeError(
+            f"{OWNER}: `{name}` must be a pandas DataFrame, got {type(table).__name__}; wrap it in pandas.DataFrame."
+        )
+    if table.shape[1] == 0:
+        return None
+    if table.columns.has_duplicates:
+        twice = table.columns[table.columns.duplicated()].unique()
+        raise ValueError(
+            f"{OWNER}: `{name}` must have distinct columns, got {shown(twice)} more than once; rename them."
+        )
     if len(table) != n:
         raise ValueError(
             f"{OWNER}: `{name}` must have one row per {per} ({n}), got {len(table)}; align it with the other columns."
@@ -437,7 +519,7 @@ def reward_bounds(
     """Return the a-priori range of a reward after checking that the log obeys it."""
     if bounds is None:
         return None
-    if np.shape(bounds) != (2,) or not np.isfinite(bounds).all() or bounds[0] > bounds[1]:
+    if not _are_bounds(bounds):
         raise door.error(
             "reward_range", "be finite (low, high) with low <= high", repr(bounds), "pass two numbers or None"
         )
@@ -451,6 +533,11 @@ def reward_bounds(
             "widen the range: it must hold for every reward that can occur",
         )
     return low, high
+
+
+def _are_bounds(bounds: Any) -> bool:
+    array = np.asarray(bounds)
+    return array.shape == (2,) and array.dtype.kind in "iuf" and bool(np.isfinite(array).all() and array[0] <= array[1])
 
 
 def resolve_horizon(

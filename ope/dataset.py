@@ -17,10 +17,11 @@ from typing_extensions import Unpack
 from ope import columns as columns_
 from ope import describe as describe_
 from ope import frame as frame_
-from ope import frame_write, ragged
+from ope import frame_write, ragged, series
 from ope.frame import FinalRow, FrameArguments, FrameLayout
 from ope.inference.weights import hash_identifiers
-from ope.schema import BehaviorSource, ColumnNames
+from ope.ragged import Scalar
+from ope.schema import BehaviorSource, ColumnNames, End
 from ope.validation import BoolArray, FloatArray, IntArray, check_length
 
 OWNER = "LoggedDataset"
@@ -39,6 +40,20 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.states)
+
+
+class _Table:
+    """A field that holds a frame and gives lazy copies of it, so that nothing written to those reaches the log."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, log: LoggedDataset | None, owner: type) -> pd.DataFrame | None:
+        table: pd.DataFrame | None = None if log is None else vars(log)[self.name]
+        return None if table is None else table.copy(deep=False)
+
+    def __set__(self, log: LoggedDataset, table: pd.DataFrame | None) -> None:
+        vars(log)[self.name] = table
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,6 +91,7 @@ class LoggedDataset:
     final_states : ndarray of shape (n_episodes, d) or None
         State after the last action; NaN where unknown.
     final_action_mask : ndarray of shape (n_episodes, n_actions) or None
+        Which actions were available in the final states; none where unknown.
     extras : DataFrame of n rows or None
         All other columns of the log.
     final_extras : DataFrame of n_episodes rows or None
@@ -116,8 +132,8 @@ class LoggedDataset:
     action_mask: BoolArray | None = None
     final_states: FloatArray | None = None
     final_action_mask: BoolArray | None = None
-    extras: pd.DataFrame | None = None
-    final_extras: pd.DataFrame | None = None
+    extras: _Table = _Table()
+    final_extras: _Table = _Table()
     reward_range: tuple[float, float] | None = None
     horizon: int | None = None
     columns: ColumnNames = field(default_factory=ColumnNames)
@@ -125,11 +141,17 @@ class LoggedDataset:
     layout: FrameLayout | None = None
 
     def __post_init__(self) -> None:
+        self._freeze()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._freeze()
+
+    def _freeze(self) -> None:
+        """Make all arrays read-only, as pickle and copies forget that they are."""
         for name, value in vars(self).items():
             if isinstance(value, np.ndarray):
-                view = value.view()
-                view.flags.writeable = False
-                object.__setattr__(self, name, view)
+                vars(self)[name] = _read_only(value)
 
     # ---------------------------------------------------------------- constructors
 
@@ -207,7 +229,7 @@ class LoggedDataset:
         LoggedDataset(1 episode, 2 transitions, 1 feature, actions [0, 1], 1 horizon (2 steps), propensities known)
         """
         given = {name: value for name, value in locals().items() if name != "cls"}
-        return cls(**columns_.log_fields(columns_.ARRAYS, **given))
+        return cls(**columns_.unshared(columns_.log_fields(columns_.ARRAYS, **given), given))
 
     @classmethod
     def from_pandas(
@@ -239,7 +261,8 @@ class LoggedDataset:
         frame : DataFrame
             Named levels of its index count as columns; an index without names is only used to name rows in errors.
         episode, time : str
-            Columns of the episode's identifier and of the time within it, of any sortable type.
+            Columns of the episode's identifier and of the time within it, of any sortable type; text as a time must be ISO 8601
+            or digits of one width.
         states : sequence of str
             Numeric columns of the state before the action.
         action : str or sequence of str
@@ -270,7 +293,7 @@ class LoggedDataset:
         reward_range : (float, float), optional
             Bounds that hold for every reward that can occur.
         allow_gaps : bool
-            Whether an integer time may skip values: each gap then counts as one step, with a warning.
+            Whether a time of whole numbers may skip values: each gap then counts as one step, with a warning.
 
         Returns
         -------
@@ -345,7 +368,8 @@ class LoggedDataset:
     def to_pandas(self) -> pd.DataFrame:
         """Return the log as a data frame with the user's column names.
 
-        Read by `from_pandas` with the arguments that the log was read with, it gives the same log. Where final states
+        Read by `from_pandas` with the arguments that the log was read with, it gives the same log; for a part of a log also
+        pass its `horizon` and `action_labels` (actions=), which may not show in the part's rows. Where final states
         are known, it has columns of next states, or the last rows that the log was read with. Estimated propensities
         are called "estimated_log_prob" and "cross_fitted_log_prob", lest they be taken for logged ones.
 
@@ -357,7 +381,7 @@ class LoggedDataset:
         Raises
         ------
         ValueError
-            If two columns would have the same name.
+            If two columns would have the same name, or masks or other columns of final states would have no rows.
 
         Examples
         --------
@@ -410,12 +434,18 @@ class LoggedDataset:
     @cached_property
     def lengths(self) -> IntArray:
         """Number of steps of each episode, shape (n_episodes,)."""
-        return np.diff(self.offsets)
+        return _read_only(np.diff(self.offsets))
 
     @cached_property
     def episode_keys(self) -> npt.NDArray[np.uint64]:
         """Hash of each episode's identifier, shape (n_episodes,): what folds and bootstrap weights are drawn from."""
-        return hash_identifiers(self.episode_ids)
+        return _read_only(hash_identifiers(self.episode_ids))
+
+    @cached_property
+    def rewritten_keys(self) -> tuple[IntArray, npt.NDArray[np.uint64]]:
+        """Episodes whose identifier is a whole number or its text, and the hash of the other form: files forget which."""
+        episodes, values = series.rewritten(self.episode_ids)
+        return episodes, _read_only(hash_identifiers(values))
 
     @cached_property
     def data_id(self) -> str:
@@ -454,11 +484,19 @@ class LoggedDataset:
         )
 
     def final_known(self) -> BoolArray:
-        """Return where the final state is recorded, shape (n_episodes,)."""
+        """Return where the final state is known, shape (n_episodes,): it is recorded, and so is what can be done in it.
+
+        In a log with action masks, a final state without one is unknown, except after a terminal end, where nothing is done.
+        """
         if self.final_states is None:
             return np.zeros(self.n_episodes, dtype=bool)
         known: BoolArray = np.logical_and.reduce(~np.isnan(self.final_states), axis=1)
-        return known
+        if self.action_mask is None:
+            return known
+        told: BoolArray = self.ends == End.TERMINAL
+        if self.final_action_mask is not None:
+            told = told | np.logical_or.reduce(self.final_action_mask, axis=1)
+        return known & told
 
     # ---------------------------------------------------------------- parts
 
@@ -477,7 +515,7 @@ class LoggedDataset:
         Raises
         ------
         ValueError
-            If no episode is left, or a position does not exist.
+            If no episode is left, or a position does not exist or occurs twice.
 
         Examples
         --------
@@ -547,7 +585,11 @@ class LoggedDataset:
         >>> [part.n_episodes for part in log.split(test_size=0.5, random_state=0)]
         [1, 1]
         """
-        n_test = round(self.n_episodes * test_size)
+        if isinstance(test_size, bool) or not isinstance(test_size, (int, float, np.number)) or not 0 < test_size < 1:
+            raise ValueError(
+                f"{OWNER}.split: `test_size` must be in (0, 1), got {test_size!r}; pass the second part's share."
+            )
+        n_test = round(self.n_episodes * float(test_size))
         if not 0 < n_test < self.n_episodes:
             raise ValueError(
                 f"{OWNER}.split: `test_size`={test_size!r} of {self.n_episodes} episodes leaves a part empty; "
@@ -573,6 +615,13 @@ class LoggedDataset:
         return replace(self, **changes)
 
 
+def _read_only(array: npt.NDArray[Scalar]) -> npt.NDArray[Scalar]:
+    """Return a view that cannot be written."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
+
+
 def _positions(episodes: npt.ArrayLike | slice, n_episodes: int) -> IntArray:
     chosen = np.arange(n_episodes)[episodes] if isinstance(episodes, slice) else np.asarray(episodes)
     if chosen.dtype == bool:
@@ -588,7 +637,13 @@ def _positions(episodes: npt.ArrayLike | slice, n_episodes: int) -> IntArray:
             f"{OWNER}.select: `episodes` must lie in 0 to {n_episodes - 1}, got {int(chosen.min())} to "
             f"{int(chosen.max())}; count the episodes with n_episodes."
         )
-    return (chosen % n_episodes).astype(np.int64)
+    positions = chosen.astype(np.int64) % n_episodes
+    if len(again := np.flatnonzero(np.bincount(positions) > 1)):
+        raise ValueError(
+            f"{OWNER}.select: `episodes` must name each episode once, got {int(again[0])} several times ({len(again)} "
+            "episodes in all); copies count as new evidence: to weigh episodes, pass episode_weight= to fit."
+        )
+    return positions
 
 
 def check_log(owner: str, data: Any) -> None:

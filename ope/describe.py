@@ -44,7 +44,9 @@ def describe(data: LoggedDataset) -> pd.Series[Any]:
     }
     items |= {("length", name): value for name, value in _spread(data.lengths).items() if name != "mean"}
     items |= {("ends", end.name.lower()): int(ends[end]) for end in End}
-    items["ends", "final states known"] = int(data.final_known().sum())
+    items["ends", "final states known"] = (
+        0 if data.final_states is None else int(np.isfinite(data.final_states).all(axis=1).sum())
+    )
     items |= {(f"state {name}", key): value for name, key, value in _columns(data.states, data.feature_names)}
     items |= _action_statistics(data)
     items |= {("reward", key): value for key, value in _spread(data.rewards).items()}

@@ -12,11 +12,15 @@ import pandas as pd
 from typing_extensions import Required, TypedDict
 
 from ope import series
-from ope.columns import label_array, plain, plain_array, shown
+from ope.columns import label_array, plain, plain_array, refuse_fractions, shown
 from ope.frame_rows import OWNER, FrameDoor, Rows, check_columns, flat_table, sort_rows
 from ope.schema import ColumnNames, End
 from ope.validation import BoolArray, FloatArray, IntArray
 
+FINAL_MASK = (
+    "fill in what could be done in the final states of truncated episodes, or, if that is unknown, give these states as "
+    "next_states=, which need no masks"
+)
 FinalRow = Literal["state_only", "drop"]
 
 
@@ -111,10 +115,10 @@ def read_frame(frame: pd.DataFrame, **given: Any) -> FrameLog:
         **_propensities(kept, names),
         "action_labels": labels,
         "continuous": continuous,
-        **_masks(kept, rows.only(last), names.action_mask, ends, added),
+        **_masks(kept, rows.only(last), names.action_mask, ends, added, finals),
         "final_states": finals,
-        "timesteps": series.values_of(kept.column(names.time)),
-        "episode_ids": series.values_of(rows.only(rows.offsets[:-1]).column(names.episode)),
+        "timesteps": kept.values(names.time),
+        "episode_ids": rows.only(rows.offsets[:-1]).values(names.episode),
         "feature_names": features,
         **_extras(kept, rows.only(last), added, {column for _, column in used}),
         "reward_range": given["reward_range"],
@@ -395,14 +399,17 @@ def _actions(
     floating = series.is_numeric(column) and column.dtype.kind == "f"
     # Integers become floats in a column that also holds missing values, as that of state-only rows does.
     whole = floating and _are_whole(column)
-    if continuous is None:
-        continuous = floating and not labelled and not (whole and rows.column(columns).isna().any())
+    unsaid = continuous is None and not labelled
+    if unsaid:
+        continuous = floating and not (whole and rows.column(columns).isna().any())
     if continuous:
         return kept.numbers("action", columns)[:, None], True
     missing = column.isna().to_numpy()
     if missing.any():
         came = f"missing values at {kept.door.rows(missing)}"
         raise kept.door.error("action", "not be missing", came, kept.remedy("action", missing))
+    if unsaid:
+        refuse_fractions(column, kept.door)
     return (column.astype(np.int64) if whole else column), False
 
 
@@ -417,7 +424,12 @@ def _propensities(kept: Rows, names: ColumnNames) -> dict[str, FloatArray]:
 
 
 def _masks(
-    kept: Rows, last: Rows, columns: tuple[str, ...] | None, ends: npt.NDArray[np.int8], added: BoolArray
+    kept: Rows,
+    last: Rows,
+    columns: tuple[str, ...] | None,
+    ends: npt.NDArray[np.int8],
+    added: BoolArray,
+    finals: FloatArray,
 ) -> dict[str, BoolArray | None]:
     """Return the masks of the transitions and, where state-only rows hold some, of the final states."""
     if columns is None:
@@ -425,7 +437,12 @@ def _masks(
     mask, unknown = _mask(kept, columns)
     if unknown.any():
         _raise_mask(kept, columns, unknown)
-    return {"action_mask": mask, "final_action_mask": _final_mask(last, columns, ends, added)}
+    final_mask = _final_mask(last, columns, ends, added)
+    if final_mask is not None:
+        # next_states bring no mask: nobody knows what could be done there.
+        bare = ~added & (ends != End.TERMINAL) & np.isfinite(finals).all(axis=1)
+        final_mask[bare] = False
+    return {"action_mask": mask, "final_action_mask": final_mask}
 
 
 def _mask(rows: Rows, columns: tuple[str, ...]) -> tuple[BoolArray, BoolArray]:
@@ -438,24 +455,26 @@ def _mask(rows: Rows, columns: tuple[str, ...]) -> tuple[BoolArray, BoolArray]:
     return mask, unknown
 
 
-def _raise_mask(rows: Rows, columns: tuple[str, ...], unknown: BoolArray) -> NoReturn:
+def _raise_mask(
+    rows: Rows, columns: tuple[str, ...], unknown: BoolArray, remedy: str = "convert it, and fill in what is missing"
+) -> NoReturn:
     j = int(np.flatnonzero(unknown.any(axis=0))[0])
     raw = rows.column(columns[j])
     raise rows.door.of("action_mask", columns[j]).error(
         "action_mask",
         "hold booleans or 0 and 1",
         f"{plain(raw[unknown[:, j]].iloc[0])!r} at {rows.door.rows(unknown[:, j])}",
-        "convert it, and fill in what is missing",
+        remedy,
     )
 
 
 def _final_mask(last: Rows, columns: tuple[str, ...], ends: npt.NDArray[np.int8], added: BoolArray) -> BoolArray | None:
     mask, unknown = _mask(last, columns)
     needed = (ends[added] == End.TRUNCATED)[:, None]
+    if (unknown & needed).any():
+        _raise_mask(last, columns, unknown & needed, FINAL_MASK)
     if unknown.any(axis=1).all():
         return None
-    if (unknown & needed).any():
-        _raise_mask(last, columns, unknown & needed)
     # Nothing is done in the state behind other ends: a mask that is unknown or empty there counts as "all".
     vacuous = ~needed & (unknown.any(axis=1, keepdims=True) | ~mask.any(axis=1, keepdims=True))
     allowed = np.ones((len(ends), len(columns)), dtype=bool)
@@ -485,5 +504,5 @@ def _layout(rows: Rows, names: ColumnNames, added: BoolArray, final_row: FinalRo
     dtypes = {parameter: rows.table[column].dtype for parameter, column in remembered.items()}
     if final_row is None:
         return FrameLayout(dtypes)
-    times = series.values_of(rows.only(rows.last).column(names.time))
+    times = rows.only(rows.last).values(names.time)
     return FrameLayout(dtypes, final_row, added, times)

@@ -98,6 +98,12 @@ class Rows:
         """Return a column in this order."""
         return self.table[name].take(self.positions)
 
+    def values(self, name: str) -> npt.NDArray[Any]:
+        """Return a column of identifiers or times in this order, in memory that the frame does not share."""
+        values = series.values_of(self.column(name))
+        # pandas takes all rows in their order without a copy.
+        return values.copy() if len(values) == len(self.table) else values
+
     def keep(self, kept: BoolArray) -> Rows:
         """Return the rows where `kept` is true; every episode must retain one."""
         if kept.all():
@@ -215,14 +221,16 @@ def _copy_name(column: str) -> str:
 
 
 def sort_rows(table: pd.DataFrame, names: ColumnNames, *, allow_gaps: bool) -> tuple[Rows, BoolArray]:
-    """Return the rows by episode and time, and where an integer time skips values; no step may occur twice."""
+    """Return the rows by episode and time, and where a whole-number time skips values; no step may occur twice."""
     door = FrameDoor(
         used={"episode": names.episode, "time": names.time},
         table=table,
         episode=names.episode,
         positions=np.arange(len(table)),
     )
-    episodes, times = (_key(table[name], name_of, door) for name, name_of in _identifiers(names))
+    episodes = _key(table[names.episode], "episode", door)
+    time = _time_column(table[names.time], door)
+    times = _key(time, "time", door)
     order = None if _is_sorted(episodes, times) else np.lexsort((times, episodes))
     if order is not None:
         episodes, times, door = episodes[order], times[order], replace(door, positions=order)
@@ -236,18 +244,32 @@ def sort_rows(table: pd.DataFrame, names: ColumnNames, *, allow_gaps: bool) -> t
             f"repeated times at {door.rows(again)}",
             "keep one row per step, or number the steps with frame.groupby(episode).cumcount()",
         )
-    return Rows(table, offsets, door), _gaps(table[names.time], times, inner, door, allow_gaps=allow_gaps)
+    if not (series.is_numeric(time) and series.are_whole(times)):
+        return Rows(table, offsets, door), np.zeros(len(times), dtype=bool)
+    return Rows(table, offsets, door), _gaps(times, inner, door, allow_gaps=allow_gaps)
 
 
-def _identifiers(names: ColumnNames) -> tuple[tuple[str, str], tuple[str, str]]:
-    return (names.episode, "episode"), (names.time, "time")
+def _time_column(column: series.Column, door: FrameDoor) -> series.Column:
+    """Return the times as values whose order is that of time, or raise a TypeError."""
+    _refuse_missing(column, "time", door)
+    values = series.as_values(column)
+    flaw = series.order_flaw(column)
+    if flaw is not None:
+        rule = "sort by time, as numbers, instants, ISO 8601 and digits of one width do"
+        remedy = "convert it with pandas.to_datetime or pandas.to_numeric"
+        raise door.type_error("time", rule, flaw, remedy)
+    return values
 
 
-def _key(column: series.Column, parameter: str, door: FrameDoor) -> npt.NDArray[Any]:
+def _refuse_missing(column: series.Column, parameter: str, door: FrameDoor) -> None:
     missing = column.isna().to_numpy()
     if missing.any():
         remedy = f"fill in the {parameter} or remove these rows"
         raise door.error(parameter, "not be missing", f"missing values at {door.rows(missing)}", remedy)
+
+
+def _key(column: series.Column, parameter: str, door: FrameDoor) -> npt.NDArray[Any]:
+    _refuse_missing(column, parameter, door)
     try:
         key = series.sort_key(column)
     except TypeError as error:
@@ -258,9 +280,6 @@ def _key(column: series.Column, parameter: str, door: FrameDoor) -> npt.NDArray[
     if key.dtype.kind == "f" and not np.isfinite(key).all():
         remedy = f"fill in the {parameter} or remove these rows"
         raise door.error(parameter, "be finite", f"infinite values at {door.rows(~np.isfinite(key))}", remedy)
-    if parameter == "time" and series.is_misordered_text(column):
-        remedy = "convert it with pandas.to_numeric"
-        raise door.type_error(parameter, "be numeric where it is a number", "text, in which 10 is before 9", remedy)
     return key
 
 
@@ -269,12 +288,8 @@ def _is_sorted(episodes: npt.NDArray[Any], times: npt.NDArray[Any]) -> bool:
     return bool(((episodes[1:] > episodes[:-1]) | later).all())
 
 
-def _gaps(
-    column: series.Column, times: npt.NDArray[Any], inner: BoolArray, door: FrameDoor, *, allow_gaps: bool
-) -> BoolArray:
-    if isinstance(column.dtype, pd.CategoricalDtype) or column.dtype.kind not in "iu":
-        return np.zeros(len(times), dtype=bool)
-    steps = np.diff(times if times.dtype == np.uint64 else times.astype(np.int64))
+def _gaps(times: npt.NDArray[Any], inner: BoolArray, door: FrameDoor, *, allow_gaps: bool) -> BoolArray:
+    steps = np.diff(times.astype(np.int64) if times.dtype.kind in "if" else times)
     gaps = np.append(False, inner & (steps != 1))
     if not gaps.any():
         return gaps

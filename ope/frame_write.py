@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from ope.dataset import LoggedDataset
 
 OWNER = "LoggedDataset.to_pandas"
+# Under other names than logged propensities: read back as such, estimates would count as known.
+ESTIMATES = ("estimated_log_prob", "cross_fitted_log_prob")
 
 
 def write_frame(data: LoggedDataset) -> pd.DataFrame:
     """Return the log as a frame with the user's column names; see `LoggedDataset.to_pandas`."""
     layout = data.layout or FrameLayout()
+    _refuse_loss(data, layout)
     added = np.zeros(data.n_episodes, dtype=bool) if layout.added is None else layout.added
     places = _Places(data.offsets, added)
     columns = [*_identifiers(data, layout, places), *_state_columns(data, places), *_actions(data, layout, places)]
@@ -37,6 +40,16 @@ def write_frame(data: LoggedDataset) -> pd.DataFrame:
             "`feature_names`, `extras` or `columns` (a ColumnNames)."
         )
     return pd.DataFrame(dict(columns))
+
+
+def _refuse_loss(data: LoggedDataset, layout: FrameLayout) -> None:
+    """Raise a ValueError for what only rows that hold a final state could tell, if the frame has none."""
+    for name in ("final_action_mask", "final_extras"):
+        if layout.final_row is None and getattr(data, name) is not None:
+            raise ValueError(
+                f"{OWNER}: `{name}` must be absent unless the log was read from a frame with final_row=, got some: the frame would "
+                f"have no rows to hold it; leave it out: data.replace({name}=None).to_pandas()."
+            )
 
 
 Named = Iterator[tuple[str, Any]]
@@ -80,8 +93,11 @@ def _state_columns(data: LoggedDataset, places: _Places) -> Named:
 def _actions(data: LoggedDataset, layout: FrameLayout, places: _Places) -> Named:
     names = data.columns.action
     if data.action_labels is not None:
-        labels = series.series_of(data.action_labels, layout.dtypes.get("action"))
-        yield _single(names), series.with_missing(labels, places.spread(data.actions, -1))
+        # Labels that were never logged need not fit the column's type.
+        logged = np.bincount(data.actions, minlength=data.n_actions) > 0
+        labels = series.series_of(data.action_labels[logged], layout.dtypes.get("action"))
+        codes = (np.cumsum(logged) - 1)[data.actions]
+        yield _single(names), series.with_missing(labels, places.spread(codes, -1))
         return
     if isinstance(names, str):
         names = (names,) if data.n_actions == 1 else tuple(f"{names}_{j}" for j in range(data.n_actions))
@@ -98,10 +114,9 @@ def _measured(data: LoggedDataset, places: _Places) -> Named:
     if data.behavior_log_prob is None:
         return
     if not data.known_propensities:
-        # Under other names: read back as logged propensities, estimates would count as known.
-        yield "estimated_log_prob", places.spread(data.behavior_log_prob, np.nan)
+        yield ESTIMATES[0], places.spread(data.behavior_log_prob, np.nan)
         if data.cross_fitted_log_prob is not None:
-            yield "cross_fitted_log_prob", places.spread(data.cross_fitted_log_prob, np.nan)
+            yield ESTIMATES[1], places.spread(data.cross_fitted_log_prob, np.nan)
     elif data.columns.behavior_prob is not None:
         yield data.columns.behavior_prob, places.spread(exp_inverse(data.behavior_log_prob), np.nan)
     else:

@@ -142,9 +142,14 @@ def check_feature_names(policy: Any, names: Iterable[str], owner: str) -> None:
 
 
 def overlap(policy: Any, data: LoggedDataset) -> int:
-    """Count the evaluation episodes that the policy was trained on."""
+    """Count the evaluation episodes that the policy was trained on, be 17 written as a number or as text."""
     keys = getattr(policy, "training_episode_keys_", None)
-    return 0 if keys is None else int(np.isin(data.episode_keys, keys).sum())
+    if keys is None:
+        return 0
+    shared = np.isin(data.episode_keys, keys)
+    rows, rewritten = data.rewritten_keys
+    shared[rows] |= np.isin(rewritten, keys)
+    return int(shared.sum())
 
 
 def within(policy: Policy) -> list[Policy]:
@@ -373,7 +378,8 @@ def expectation(
         continuous ones.
     at : {"current", "next"}
         "next" is 0 after a terminal and, unless `horizon_continues`, after a horizon end; after a truncated end it is taken
-        at the final state. Where the horizon continues and the final state is unknown the result is NaN.
+        at the final state. Where the process goes on and the final state is unknown (`LoggedDataset.final_known`) the result is
+        NaN.
     horizon_continues : bool
     n_samples : int
         Draws per state for a continuous policy that is neither deterministic nor has a quadrature rule.

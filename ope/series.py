@@ -15,6 +15,13 @@ Values = npt.NDArray[Any]
 Column = Any  # pandas-stubs cannot express a Series of any dtype
 
 NUMERIC_KINDS = "biuf"
+MAX_EXACT = 2.0**53
+ISO = (
+    r"(?P<time>(?:[0-9]{4}-[0-9]{2}(?:-[0-9]{2})?|[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?"
+    r"|[0-9]{2}:[0-9]{2}(?::[0-9]{2}(?:\.[0-9]+)?)?))(?P<zone>Z|[+-][0-9]{2}:?[0-9]{2})?"
+)
+WHOLE = "0|-?[1-9][0-9]*"
+FALLING = "ordered categories whose values do not rise"
 
 
 def is_numeric(column: Column) -> bool:
@@ -171,16 +178,97 @@ def sort_key(column: Column) -> Values:
     return ranks[codes]
 
 
-def is_misordered_text(column: Column) -> bool:
-    """Return whether the column holds numbers written as text whose order is not that of the numbers.
+def as_values(column: Column) -> Column:
+    """Return categories, dictionaries and integer objects as the values that they stand for; ordered text stays as it is.
 
     Examples
     --------
-    >>> is_misordered_text(pd.Series(["9", "10"])), is_misordered_text(pd.Series(["09", "10"]))
-    (True, False)
+    >>> as_values(pd.Series(pd.Categorical([10, 9], categories=[10, 9]))).tolist()
+    [10, 9]
     """
-    if isinstance(column.dtype, pd.CategoricalDtype) or pd.api.types.infer_dtype(column) != "string":
-        return False
-    text = pd.Series(column.unique(), dtype=object).sort_values()
-    values = pd.to_numeric(text, errors="coerce")
-    return bool(values.notna().all()) and not values.is_monotonic_increasing
+    if _is_dictionary(column.dtype):
+        return column.astype(pd.ArrowDtype(column.dtype.pyarrow_dtype.value_type))
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        if column.cat.ordered and pd.api.types.infer_dtype(column.cat.categories) == "string":
+            return column
+        return pd.Series(column.cat.categories.take(column.cat.codes), index=column.index, name=column.name)
+    if column.dtype == object and pd.api.types.infer_dtype(column) == "integer":
+        return pd.Series(column.tolist(), index=column.index, name=column.name)
+    return column
+
+
+def order_flaw(column: Column) -> str | None:
+    """Return why a column without missing values does not sort by time, or None: text, or categories that fall.
+
+    Text sorts by time if it is ISO 8601, or digits of one width. Of ordered text categories only numbers are doubted.
+
+    Examples
+    --------
+    >>> order_flaw(pd.Series(["9", "10"]))
+    "text such as '9', in which 10 is before 9"
+    >>> order_flaw(pd.Series(["09", "10"])), order_flaw(pd.Series(["2020-09-30", "2020-10-01"]))
+    (None, None)
+    """
+    values: Column
+    values, ordered = as_values(column) if _is_dictionary(column.dtype) else column, False
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        values, ordered = pd.Series(column.cat.categories.take(np.unique(column.cat.codes))), column.cat.ordered
+    is_text = pd.api.types.infer_dtype(values) == "string"
+    if ordered:
+        numbers: Column = pd.to_numeric(values, errors="coerce") if is_text else values
+        return None if numbers.isna().any() or numbers.is_monotonic_increasing else FALLING
+    if not is_text or len(text := pd.Series(values.unique(), dtype=object)) == 1 or _sorts_by_time(text):
+        return None
+    return f"text such as {text[0]!r}, in which 10 is before 9"
+
+
+def _sorts_by_time(text: Column) -> bool:
+    if text.str.fullmatch("[0-9]+").all():
+        return len(set(text.str.len())) == 1
+    parts = text.str.extract(f"^{ISO}$")
+    zones, separators = parts["zone"].fillna(""), text.str.slice(10, 11)
+    # Behind a fraction, "Z" sorts after a digit: with a zone all must have one width.
+    aligned = len(set(text.str.len())) == 1 or not zones.any()
+    single = len(set(zones)) == 1 and not {" ", "T"} <= set(separators)
+    return bool(parts["time"].notna().all()) and single and aligned
+
+
+def are_whole(values: Values) -> bool:
+    """Return whether numbers are whole and so small that their differences are exact.
+
+    Examples
+    --------
+    >>> are_whole(np.array([0.0, 2.0])), are_whole(np.array([0.5])), are_whole(np.array([2**64 - 1], np.uint64))
+    (True, False, True)
+    """
+    if values.dtype.kind in "iu":
+        return True
+    return values.dtype.kind == "f" and bool(((np.abs(values) < MAX_EXACT) & (values == np.floor(values))).all())
+
+
+def rewritten(values: Values) -> tuple[IntArray, Values]:
+    """Return which values are whole numbers or the text of one, and those the other way round: as text, as numbers.
+
+    Examples
+    --------
+    >>> rewritten(np.array(["7", "07", "b"]))
+    (array([0]), array([7]))
+    >>> rewritten(np.array([7.0, 0.5]))
+    (array([0]), array(['7'], dtype=object))
+    """
+    column: Column = pd.Series(values)
+    kind = pd.api.types.infer_dtype(column)
+    if kind in ("string", "bytes"):
+        text = column.str.decode("utf-8", errors="replace") if kind == "bytes" else column
+        rows = np.flatnonzero(text.str.fullmatch(WHOLE))
+        return rows, _integers(text.iloc[rows])
+    if kind not in ("integer", "floating"):
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
+    rows = np.flatnonzero(column == column // 1)
+    digits = column.iloc[rows].astype(np.int64) if kind == "floating" else column.iloc[rows]
+    return rows, np.asarray(digits.astype(str), dtype=object)
+
+
+def _integers(text: Column) -> Values:
+    """Return the numbers that texts of digits stand for, however large."""
+    return np.array([*map(int, text)]) if len(text) else np.zeros(0, dtype=np.int64)

@@ -10,6 +10,8 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
+# How far rounding in single precision may carry a probability above 1.
+ROUNDING = 1e-6
 
 
 def first_positions(bad: npt.ArrayLike, limit: int = 5) -> str:

@@ -195,6 +195,14 @@ class ActingPolicy(Policy, abc.ABC):
             raise ValueError(f"{owner}: `action_mask` must have a row for each of {n_rows} states, got {len(mask)}.")
         return mask
 
+    def _check_width(self, mask: BoolArray | None, n_columns: int) -> None:
+        """Raise a ValueError unless a mask has a column for each action that a policy without labels turns out to have."""
+        if mask is not None and mask.shape[1] != n_columns:
+            raise ValueError(
+                f"{type(self).__name__}: `action_mask` must have a column for each of the {n_columns} actions of the policy, got "
+                f"{mask.shape[1]}; give the policy an output for every label, or build the log with actions=."
+            )
+
     def _mask_array(self, action_mask: npt.ArrayLike) -> BoolArray:
         """Return a mask as it was meant: a frame's columns by their names, True and 1 for what is available."""
         owner, given = type(self).__name__, action_mask

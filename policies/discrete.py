@@ -133,10 +133,10 @@ def label_array(labels: npt.ArrayLike | None, owner: str, n_actions: int | None 
     return array
 
 
-def check_distributions(probs: npt.NDArray[Any], owner: str) -> FloatArray:
-    """Return rows of probabilities as floats, or raise a ValueError if one is no distribution."""
+def check_distributions(probs: npt.NDArray[Any], owner: str, *, least: int = 0) -> FloatArray:
+    """Return rows of probabilities as floats, at least `least`, or raise a ValueError if one is no distribution."""
     array = np.asarray(probs, dtype=np.float64)
-    if array.ndim != 2 or 0 in array.shape:
+    if array.ndim != 2 or len(array) < least or array.shape[1] == 0:
         raise ValueError(
             f"{owner}: probabilities must have shape (n, n_actions), got {array.shape}; pass a row per state."
         )

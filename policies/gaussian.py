@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from ope.gaussian import log_density, standard_normal_nodes
 from ope.inputs import as_rows, check_fitted, model_input, read_columns, reads_new_states
@@ -153,7 +154,11 @@ class GaussianPolicy(Policy):
         mean = self._mean(rows)
         shape = (mean.shape[0], mean.shape[1])
         if callable(self.std):
-            return mean, _checked_std(self.std(self._read(rows)), shape, by_row=True)
+            inputs = self._read(rows)
+            std = self.std(inputs)
+            if np.shape(std) == (shape[1],) == (shape[0],) != (1,):
+                _check_by_row(self.std, inputs)
+            return mean, _checked_std(std, shape, by_row=True)
         return mean, _checked_std(self.std, shape, by_row=False)
 
     def _mean(self, rows: Rows) -> FloatArray:
@@ -194,6 +199,17 @@ def _matrix(values: npt.ArrayLike, n: int, name: str) -> FloatArray:
     if array.ndim != 2 or len(array) != n:
         raise ValueError(f"{OWNER}: `{name}` must have shape (n, k) with n = {n} rows, got {np.shape(values)}.")
     return array
+
+
+def _check_by_row(std: Callable[[Any], npt.ArrayLike], inputs: Any) -> None:
+    """Raise a ValueError unless a function returns a value per row: on as many rows as dimensions its shape does not tell."""
+    twice = pd.concat([inputs] * 2, ignore_index=True) if isinstance(inputs, pd.DataFrame) else np.tile(inputs, (2, 1))
+    if np.shape(std(twice)) != (len(twice),):
+        n = len(inputs)
+        raise ValueError(
+            f"{OWNER}: `std` as a function must return shape (n, {n}), (n, 1) or (n,) for n states, got {(n,)} for {n} and for "
+            f"{2 * n} states; pass a constant one as an array, or return a row per state."
+        )
 
 
 def _checked_std(std: npt.ArrayLike, shape: tuple[int, int], by_row: bool) -> FloatArray:

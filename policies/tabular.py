@@ -80,7 +80,7 @@ class TabularPolicy(DiscretePolicy):
 
     def proba_rows(self, rows: Rows) -> FloatArray:
         """Return the rows of the table that belong to logged rows, shape (n, n_actions)."""
-        table = check_distributions(np.asarray(self.probs), f"{OWNER} (`probs`)")
+        table = check_distributions(np.asarray(self.probs), f"{OWNER} (`probs`)", least=1)
         return table[self._codes(rows, len(table))]
 
     def _codes(self, rows: Rows, n_states: int) -> IntArray:

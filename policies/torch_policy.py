@@ -147,6 +147,7 @@ class TorchPolicy(ActingPolicy):
         (scores,) = self._outputs(states)
         if self.kind == "probabilities":
             scores = _checked_probabilities(scores).log()
+        self._check_width(mask, scores.shape[1])
         available = None if mask is None else torch.from_numpy(mask.copy())
         _check_mass(masked(scores, available))
         sure = self._acts_surely(discrete=True)

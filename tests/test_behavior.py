@@ -479,6 +479,21 @@ def test_calibration_errors_of_actions_do_not_cancel() -> None:
     assert expected_calibration_error(calibration_table(np.full((10, 2), 0.5), codes)) == pytest.approx(0.3)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"action_mask": [[True, True]]}, r"`action_mask` must have the shape of `probs`, \(2, 2\), got \(1, 2\)"),
+        ({"action_mask": [True, True]}, r"`action_mask` must have the shape .* got \(2,\)"),
+        ({"action_mask": [[True]] * 2}, r"got \(2, 1\); pass data.action_mask"),
+        ({"action_labels": ["a"]}, r"`action_labels` must name each of the 2 columns .* got shape \(1,\)"),
+        ({"action_labels": ["a", "b", "c"]}, r"got shape \(3,\); pass data.action_labels"),
+    ],
+)
+def test_calibration_wants_a_mask_and_labels_that_fit(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calibration_table([[0.2, 0.8], [0.4, 0.6]], [0, 1], **options)
+
+
 def test_calibration_names_the_actions() -> None:
     source = estimate_behavior(counting_log()).behavior_source
     assert source is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,14 +16,16 @@ import pytest
 import ope.cli.demo
 from ope import __version__
 from ope.__main__ import main
+from ope.cli.arguments import parser
 from ope.cli.demo import Size
-from ope.cli.evaluate import parse_call
+from ope.cli.evaluate import parse_call, read_log, read_table
 from ope.cli.table import WIDTH, columns_text
 from ope.dataset import LoggedDataset
 from ope.estimators import DoublyRobust
 from ope.files import replace_file
 from ope.frame import FrameArguments
 from ope.policies import BehaviorCloning
+from ope.policy import overlap
 
 GAMMA = 0.9
 LENGTH = 3
@@ -209,6 +213,8 @@ def test_numbers_as_labels_keep_the_type_of_the_column(tmp_path: Path, capsys: p
         (["--candidate", "more=more", "--estimators", "LSTDQ(gamma=1)"], "must not set gamma"),
         (["--candidate", "more=more", "--estimators", "LSTDQ(ridge=open('x'))"], "must be Name or Name(setting=value"),
         (["--candidate", "more=more", "--output", "nowhere/results.csv"], "in a folder that exists"),
+        (["--candidate", "more=more", "--output", "folder.csv"], "must name a file, got the folder 'folder.csv'"),
+        (["--candidate", "more=more", "--report", "folder.html"], "must name a file, got the folder 'folder.html'"),
         (["--candidate", "more=more", "--output", "results.txt"], "--output must end in .csv or .parquet"),
         (["--candidate", "more=more", "--report", "report.pdf"], "--report must end in .html"),
         (["--candidate", "more=more", "--report", "nowhere/report.html"], "in a folder that exists"),
@@ -218,13 +224,53 @@ def test_numbers_as_labels_keep_the_type_of_the_column(tmp_path: Path, capsys: p
     ],
 )
 def test_mistakes_are_one_line_on_stderr(
-    log: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    log: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.chdir(log.parent)
+    for name in ("folder.csv", "folder.html"):
+        Path(name).mkdir()
     assert _evaluate(log, *arguments) == 2
-    err = capsys.readouterr().err
+    out, err = capsys.readouterr()
     assert err.startswith("ope evaluate: error: ")
     assert message in err
     assert err.count("\n") == 1
+    if "must name a file" in message:
+        assert out == ""
+
+
+def test_no_processes_are_refused(log: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        _evaluate(log, "--candidate", "more=more", "--jobs", "0")
+    assert stop.value.code == 2
+    assert "--jobs: must be at least 1, or -1 for all cores, got 0" in capsys.readouterr().err
+
+
+def test_csv_files_keep_episodes_and_actions_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    path.write_text("e,t,x,a,r\n01,0,0.5,None,1\n1,0,0.5,drug,2\n2,0,0.5,,3\n")
+    frame = read_table(path, "e", ["a"])
+    assert frame["e"].tolist() == ["01", "1", "2"]
+    assert frame["a"].fillna("missing").tolist() == ["None", "drug", "missing"]
+    path.write_text("e,t,x,a,r\n1,0,0.5,1,1\n1,1,0.5,,\n")
+    assert read_table(path, "e", ["a"])["a"].dtype == float
+    assert read_table(path, "e", ["a", "x"])["e"].tolist() == ["1", "1"]
+
+
+def test_overlap_is_found_behind_another_file_type(tmp_path: Path) -> None:
+    frame = _frame()
+    numbers = frame.assign(patient=pd.factorize(frame["patient"])[0])
+    numbers.astype({"patient": str}).to_parquet(tmp_path / "log.parquet")
+    numbers.to_csv(tmp_path / "log.csv", index=False)
+    arguments = parser().parse_args(["evaluate", "log", *NAMES, "--gamma", "1", "--candidate", "more=more"])
+    columns = arguments.episode, arguments.action
+    logs = [read_log(read_table(tmp_path / f"log.{kind}", *columns), arguments) for kind in ("parquet", "csv")]
+    logs.append(LoggedDataset.from_pandas(numbers, **COLUMNS))
+    for learned, valued in itertools.permutations(logs, 2):
+
+        class Learned:
+            training_episode_keys_ = np.sort(learned.episode_keys)
+
+        assert overlap(Learned(), valued) == valued.n_episodes
 
 
 @pytest.mark.parametrize(
@@ -328,7 +374,7 @@ def test_demo_from_log_to_truth(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ope.cli.demo, "FAST", Size(episodes=300, cloning=20, q_learning=20, rollouts=50))
-    code = main(["demo", "--fast", "--seed", "3", "--output", str(tmp_path / "kept")])
+    code = main(["demo", "--fast", "--seed", "3", "--output", str(tmp_path / "kept here")])
     out = capsys.readouterr().out
     assert code == 0
     for words in (
@@ -341,10 +387,10 @@ def test_demo_from_log_to_truth(
         "Intervals that hold",
     ):
         assert words in out
-    results = pd.read_csv(tmp_path / "kept" / "results.csv")
+    results = pd.read_csv(tmp_path / "kept here" / "results.csv")
     assert len(results) == 3 * 7
-    assert (tmp_path / "kept" / "report.html").exists() == ("read the report" in out)
-    command = out[out.index("python -m ope evaluate") :].split("\n\n")[0].replace("\\\n", " ").split()
+    assert (tmp_path / "kept here" / "report.html").exists() == ("read the report" in out)
+    command = shlex.split(out[out.index("python -m ope evaluate") :].split("\n\n")[0].replace("\\\n", " "))
     again = tmp_path / "again.csv"
     assert main([*command[3:], "--estimators", "LSTDQ", "--output", str(again)]) == 0
     _assert_same_values(pd.read_csv(again), results)

@@ -92,8 +92,22 @@ def _question(group: argparse._ArgumentGroup) -> None:
 def _output(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--output", metavar="FILE", help="write the results, with all diagnostics, as .csv or .parquet")
     group.add_argument("--report", metavar="FILE", help="write a report for people as one .html file")
-    group.add_argument("--jobs", type=int, metavar="N", help="processes (default: 1)")
+    group.add_argument("--jobs", type=processes, metavar="N", help="processes (default: 1)")
     _traceback(group)
+
+
+def processes(text: str) -> int:
+    """Return a number of processes, or raise an error of argparse.
+
+    Examples
+    --------
+    >>> processes("2")
+    2
+    """
+    number = int(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError("must be at least 1, or -1 for all cores, got 0")
+    return number
 
 
 def _traceback(group: argparse._ActionsContainer) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import tempfile
 import textwrap
 import time
@@ -277,9 +278,9 @@ def keep(folder: Path, test: LoggedDataset, candidates: Mapping[str, Policy], se
         if isinstance(policy, PolicyLearner):
             path = folder / f"{name.replace(' ', '_')}.safetensors"
             policy.save(path)
-            sources.append(f"--candidate {path.stem}={path}")
+            sources.append(f"--candidate {shlex.quote(f'{path.stem}={path}')}")
     command = [
-        f"python -m ope evaluate {folder / 'evaluation.parquet'} --episode episode --time time",
+        f"python -m ope evaluate {shlex.quote(str(folder / 'evaluation.parquet'))} --episode episode --time time",
         f"--states {' '.join(CELLS)}",
         "--action action --reward reward --behavior-prob behavior_prob",
         "--terminated terminated --truncated truncated",

@@ -8,7 +8,7 @@ import difflib
 import io
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ope.behavior import estimate_behavior
 from ope.cli.table import WIDTH, results_text
 from ope.dataset import LoggedDataset
 from ope.estimator import OffPolicyEstimator
-from ope.files import replace_file
+from ope.files import check_place, replace_file
 from ope.neural.serialization import load_policy
 from ope.plotting import require_matplotlib
 from ope.policies import ColumnPolicy
@@ -36,7 +36,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     check_output(arguments.output)
     check_report(arguments.report)
     estimators = read_estimators(arguments)
-    frame = read_table(Path(arguments.log))
+    frame = read_table(Path(arguments.log), arguments.episode, arguments.action)
     candidates = read_candidates(arguments.candidate, frame)
     data = read_log(with_copies(frame, candidates, arguments), arguments)
     print(textwrap.fill(str(data), WIDTH, subsequent_indent="    "))
@@ -65,15 +65,24 @@ def evaluate(arguments: argparse.Namespace) -> int:
 # -------------------------------------------------------------------- the log
 
 
-def read_table(path: Path) -> pd.DataFrame:
-    """Read a Parquet or CSV file."""
+def read_table(path: Path, episode: str, action: Sequence[str]) -> pd.DataFrame:
+    """Read a Parquet or CSV file; of a CSV file, episodes stay the text that they are, and only blanks are missing actions."""
     if not path.exists():
         raise ValueError(f"LOG must be a file that exists, got {str(path)!r}; check the path.")
     if path.is_dir() or path.suffix in (".parquet", ".pq"):
         return pd.read_parquet(path)
     if path.name.endswith((".csv", ".csv.gz")):
-        return pd.read_csv(path)
+        return _read_csv(path, episode, action[0] if len(action) == 1 else None)
     raise ValueError(f"LOG must end in .parquet, .csv or .csv.gz, got {str(path)!r}; convert it.")
+
+
+def _read_csv(path: Path, episode: str, action: str | None) -> pd.DataFrame:
+    # Numbers would merge the episodes 01 and 1, and "None" may be the name of an action.
+    frame = pd.read_csv(path, dtype={episode: str}, low_memory=False)
+    if action is None or action not in frame or frame[action].notna().all():
+        return frame
+    text = pd.read_csv(path, usecols=[action], keep_default_na=False, na_values=[""], low_memory=False)
+    return frame.assign(**{action: text[action].array})
 
 
 def read_log(frame: pd.DataFrame, arguments: argparse.Namespace) -> LoggedDataset:
@@ -212,14 +221,13 @@ def _suggestion(name: str, known: list[str]) -> str:
 
 
 def check_output(output: str | None) -> None:
-    """Raise a ValueError before the work starts if its results could not be written."""
+    """Raise an error before the work starts if its results could not be written."""
     if output is None:
         return
     path = Path(output)
     if path.suffix not in (".csv", ".parquet"):
         raise ValueError(f"--output must end in .csv or .parquet, got {output!r}.")
-    if not path.parent.is_dir():
-        raise ValueError(f"--output must lie in a folder that exists, got {output!r}; make the folder.")
+    check_place("evaluate", "--output", path)
 
 
 def check_report(report: str | None) -> None:
@@ -228,8 +236,7 @@ def check_report(report: str | None) -> None:
         return
     if Path(report).suffix not in (".html", ".htm"):
         raise ValueError(f"--report must end in .html, got {report!r}.")
-    if not Path(report).parent.is_dir():
-        raise ValueError(f"--report must lie in a folder that exists, got {report!r}; make the folder.")
+    check_place("evaluate", "--report", report)
     require_matplotlib()
 
 

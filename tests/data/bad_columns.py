@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from bad_case import FRAME, ROW_20, ROW_30, Bad, frame, read
+
+NINE_TEN, DICTIONARY = ["9", "10", "9", "10"], pa.dictionary(pa.int32(), pa.string())
 
 COLUMN_NAMES = [
     Bad(
@@ -79,6 +84,24 @@ IDENTIFIERS = [
         TypeError,
         (FRAME, r"`time` \(column 't'\)", "text", "10 is before 9", "to_numeric"),
     ),
+    *[
+        Bad(f"times as {name}", read(frame(t=times)), TypeError, (FRAME, r"`time` \(column 't'\)", came, "to_datetime"))
+        for name, times, came in (
+            ("categories of text", pd.Categorical(["9", "10", "9", "10"]), "text such as '10'"),
+            ("categories of text in order of appearance", pd.Categorical(NINE_TEN, ["9", "10"]), "text such as '9'"),
+            ("ordered categories of text that fall", pd.Categorical(NINE_TEN, ordered=True), "do not rise"),
+            ("ordered numbers that fall", pd.Categorical([9, 10, 9, 10], [10, 9], ordered=True), "do not rise"),
+            (
+                "Arrow dictionary of text",
+                pd.Series(NINE_TEN, dtype=pd.ArrowDtype(DICTIONARY)).array,
+                "text such as '9'",
+            ),
+            ("text with numbers", ["day_9", "day_10"] * 2, "text such as 'day_9'"),
+            ("days before months", ["31.01.2020", "01.02.2020"] * 2, "text such as '31.01.2020'"),
+            ("ISO of two zones", ["2020-01-01T00:00+01:00", "2020-01-01T00:30+02:00"] * 2, "text such as '2020"),
+            ("ISO with a blank and a T", ["2020-01-01 09:00", "2020-01-01T08:00"] * 2, "text such as '2020"),
+        )
+    ],
     Bad(
         "step twice",
         read(frame(t=[0, 0, 0, 1])),
@@ -91,6 +114,21 @@ IDENTIFIERS = [
         ValueError,
         (FRAME, "`time`", "rise by 1", "gaps before index 30", "allow_gaps=True"),
     ),
+    *[
+        Bad(
+            f"gap in {name}",
+            read(frame(id=1, t=times, dead=False)),
+            ValueError,
+            ("`time`", "rise by 1", "before index 30"),
+        )
+        for name, times in (
+            ("floats", [0.0, 1.0, 3.0, 4.0]),
+            ("integer categories", pd.Categorical([0, 1, 3, 4])),
+            ("ordered integer categories", pd.Categorical([0, 1, 3, 4], ordered=True)),
+            ("integer objects", np.array([0, 1, 3, 4], dtype=object)),
+            ("nullable floats", pd.array([0.0, 1.0, 3.0, 4.0], dtype="Float64")),
+        )
+    ],
     Bad(
         "wider steps",
         read(frame(t=[0, 4, 4, 8])),
@@ -196,6 +234,26 @@ ACTIONS = [
         ValueError,
         (FRAME, "`action`", "one column", "'act', 'p'"),
     ),
+    *[
+        Bad(
+            f"doses as {name}",
+            read(frame(act=doses)),
+            TypeError,
+            (
+                FRAME,
+                r"`action` \(column 'act'\)",
+                "floating type",
+                r"0\.25(00)? in dtype",
+                r"astype\(float\)",
+                "continuous=False",
+            ),
+        )
+        for name, doses in (
+            ("objects", np.array([0.25, 0.5, 1, 2], dtype=object)),
+            ("decimals", [Decimal(1) / 4, Decimal(2), Decimal(3), Decimal(1)]),
+            ("Arrow decimals", pd.Series([Decimal(1) / 4] * 4, dtype=pd.ArrowDtype(pa.decimal128(10, 4))).array),
+        )
+    ],
     Bad("continuous strings", read(continuous=True), TypeError, (FRAME, r"`action` \(column 'act'\)", "numeric")),
 ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -128,6 +129,61 @@ FROM_ARRAYS = [
         ValueError,
         (ARRAYS, "`episode_ids`", "one dimension", r"\(2, 2\)"),
     ),
+    Bad(
+        "episode without a name",
+        arrays(episode_ids=[None, "a"]),
+        ValueError,
+        (ARRAYS, "`episode_ids`", "not be missing", "None at rows 0", "name every"),
+    ),
+    Bad(
+        "episode NaN in arrays",
+        arrays(episode_ids=[1.0, np.nan]),
+        ValueError,
+        (ARRAYS, "`episode_ids`", "nan at rows 1"),
+    ),
+    Bad(
+        "time NaN in arrays",
+        arrays(timesteps=[0.0, 1.0, np.nan]),
+        ValueError,
+        (ARRAYS, "`timesteps`", "not be missing", "nan at rows 2", "leave them out"),
+    ),
+    Bad(
+        "features of one name as text",
+        arrays(states=np.zeros((3, 2)), feature_names=[1, "1"]),
+        ValueError,
+        (ARRAYS, "`feature_names`", "2 distinct", r"\[1, '1'\]"),
+    ),
+    Bad(
+        "extras that are no frame",
+        arrays(extras={"e": [1, 2, 3]}),
+        TypeError,
+        (ARRAYS, "`extras`", "pandas DataFrame", "got dict", "wrap it"),
+    ),
+    Bad(
+        "extras of one name",
+        arrays(extras=pd.DataFrame(np.zeros((3, 2)), columns=["z", "z"])),
+        ValueError,
+        (ARRAYS, "`extras`", "distinct columns", r"\['z'\]", "rename"),
+    ),
+    Bad(
+        "final extras of one name",
+        arrays(final_extras=pd.DataFrame(np.zeros((2, 2)), columns=["z", "z"])),
+        ValueError,
+        (ARRAYS, "`final_extras`", "distinct columns", r"\['z'\]"),
+    ),
+    Bad("range of text", arrays(reward_range=("a", "b")), ValueError, (ARRAYS, "`reward_range`", "finite", "'a', 'b'")),
+    Bad(
+        "doses as objects in arrays",
+        arrays(actions=np.array([0.5, 1.0, 0.5], dtype=object)),
+        TypeError,
+        (ARRAYS, "`actions`", "floating type", r"0\.5 in dtype object", r"astype\(float\)", "continuous=False"),
+    ),
+    Bad(
+        "final states beyond single precision",
+        arrays(states=np.zeros((3, 1), np.float32), final_states=[0.0, 1e300]),
+        ValueError,
+        (ARRAYS, "`final_states`", "finite", "rows 1"),
+    ),
     Bad("too few times", arrays(timesteps=[0, 1]), ValueError, (ARRAYS, "`timesteps`", r"\(3\)", "got 2")),
     Bad(
         "too few propensities", arrays(behavior_prob=[1.0]), ValueError, (ARRAYS, "`behavior_prob`", r"\(3\)", "got 1")
@@ -150,6 +206,19 @@ PARTS = [
         ValueError,
         (r"LoggedDataset\.select", "at least one", "slice"),
     ),
+    Bad(
+        "select twice",
+        lambda: log().select([1, 0, -1]),
+        ValueError,
+        (r"LoggedDataset\.select", "each episode once", "got 1 several times", "episode_weight="),
+    ),
+    Bad("split by NaN", lambda: log().split(np.nan), ValueError, (r"\.split", "`test_size`", r"in \(0, 1\)", "nan")),
+    Bad(
+        "split by a word",
+        lambda: log().split(cast(Any, "a")),
+        ValueError,
+        (r"\.split", "`test_size`", r"in \(0, 1\)", "'a'"),
+    ),
     Bad("select beyond the end", lambda: log().select([2]), ValueError, (r"LoggedDataset\.select", "0 to 1", "2")),
     Bad(
         "select with a short mask",
@@ -160,9 +229,9 @@ PARTS = [
     Bad("select by name", lambda: log().select(["e"]), ValueError, (r"LoggedDataset\.select", "position or mask")),
     Bad(
         "split nothing off",
-        lambda: log().split(0.0),
+        lambda: log().split(0.1),
         ValueError,
-        (r"LoggedDataset\.split", "`test_size`=0.0", "2 episodes", "share"),
+        (r"LoggedDataset\.split", "`test_size`=0.1", "2 episodes", "share"),
     ),
     Bad(
         "no final states",

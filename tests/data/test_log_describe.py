@@ -13,6 +13,7 @@ from ope.dataset import LoggedDataset
 from ope.schema import BehaviorSource
 
 
+@pytest.mark.filterwarnings("ignore:.*final state of a truncated episode:UserWarning")
 def test_describe_agrees_with_the_frame() -> None:
     frame = random_frame(0, "next_states", 30)
     log = LoggedDataset.from_pandas(frame, **mode_arguments("next_states"), reward_range=(-9, 9))

@@ -27,6 +27,9 @@ from ope.dataset import LoggedDataset
 from ope.frame_write import exp_inverse
 from ope.schema import ColumnNames, End
 
+# Next states and `from_arrays` may leave the masks of final states unknown: tests/data/test_log_care.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*final state of a truncated episode:UserWarning")
+
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("seed", range(8))

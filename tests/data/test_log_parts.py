@@ -14,6 +14,9 @@ from log_oracle import MODES, assert_same_log, mode_arguments, random_frame
 
 from ope.dataset import LoggedDataset
 
+# Next states and `from_arrays` may leave the masks of final states unknown: tests/data/test_log_care.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*final state of a truncated episode:UserWarning")
+
 
 def _log(mode: str = "drop", seed: int = 0, n_episodes: int = 15) -> LoggedDataset:
     return LoggedDataset.from_pandas(random_frame(seed, mode, n_episodes), **mode_arguments(mode))
@@ -35,7 +38,7 @@ def _episode(log: LoggedDataset, i: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("mode", MODES)
 @settings(max_examples=20, deadline=None)
-@given(st.lists(st.integers(-15, 14), min_size=1, max_size=20))
+@given(st.lists(st.integers(-15, 14), min_size=1, max_size=20, unique_by=lambda i: i % 15))
 def test_select_takes_episodes_in_order(mode: str, chosen: list[int]) -> None:
     log = _log(mode)
     part = log.select(chosen)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from ope import End, Estimate, LoggedDataset
+from ope import End, Estimate, LoggedDataset, ragged
 from ope.policies import TabularPolicy
 from ope.problems import TabularProblem
 from ope.validation import FloatArray
@@ -43,6 +43,12 @@ class Case(NamedTuple):
 def sampled(problem: TabularProblem, n: int, seed: int = 0) -> Case:
     """Sample a log of a problem under its own behaviour, for its own target."""
     return Case(problem.sample(n, random_state=seed), problem.behavior, problem.target)
+
+
+def repeated_log(log: LoggedDataset, episodes: Any) -> LoggedDataset:
+    """Return chosen episodes, any of them several times: what `select` refuses, and weights of episodes stand for."""
+    chosen = np.asarray(episodes)
+    return log._part(ragged.rows_of(chosen, log.offsets), chosen, ragged.offsets_of(log.lengths[chosen]))
 
 
 class WeightedLog(NamedTuple):

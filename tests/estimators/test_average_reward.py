@@ -19,6 +19,7 @@ from estimator_oracles import (
     paths,
     random_case,
     random_tables,
+    repeated_log,
     sampled,
 )
 from sklearn.preprocessing import PolynomialFeatures
@@ -103,7 +104,7 @@ def test_influence_of_weighted_episodes_with_features() -> None:
 def test_weights_are_replicated_episodes() -> None:
     case = random_case(4, n=20, n_states=2, n_actions=2, ends=("truncated",))
     weight = np.random.default_rng(0).integers(0, 4, 20)
-    log = case.log.select(np.repeat(np.arange(20), weight))
+    log = repeated_log(case.log, np.repeat(np.arange(20), weight))
     twice = case._replace(log=log.replace(episode_ids=np.arange(log.n_episodes)))
     assert fitted(case, weight.astype(float)).value == pytest.approx(fitted(twice).value, rel=1e-10)
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from estimator_oracles import Case, exact_log, influence_of, jackknife, one_hot_log, paths, random_case
+from estimator_oracles import Case, exact_log, influence_of, jackknife, one_hot_log, paths, random_case, repeated_log
 
 from ope import Estimate, Level
 from ope.estimators import ControlVariateIS, PerDecisionIS, WeightedIS
@@ -133,7 +133,7 @@ def test_what_the_given_variates_leave_out_of_psi_vanishes() -> None:
 def test_integer_weights_repeat_episodes() -> None:
     case = random_case(7, n=60, ends=("terminal", "truncated"))
     counts = np.random.default_rng(1).permutation(np.repeat([0, 1, 2], 20))
-    repeated = Case(case.log.select(np.repeat(np.arange(60), counts)), case.b, case.pi)
+    repeated = Case(repeated_log(case.log, np.repeat(np.arange(60), counts)), case.b, case.pi)
     weighted, psi = fit(case, 2, weight=counts.astype(float)), influence_of(fit(repeated, 2))
     assert weighted.value == pytest.approx(fit(repeated, 2).value, rel=1e-10)
     total = np.array([psi[np.repeat(np.arange(60), counts) == i].sum() for i in range(60)])
@@ -148,7 +148,7 @@ def test_variance_is_below_both_other_forms_in_the_limit(problem: TabularProblem
     """All paths, weighted by their probabilities, are an infinite log: value and variance are exact."""
     every, policy = exact_log(problem, problem.n_steps, "horizon"), TabularPolicy(problem.target)
     times = -(-5000 // len(every.weight))
-    log, n = every.log.select(np.tile(np.arange(len(every.weight)), times)), times * len(every.weight)
+    log, n = repeated_log(every.log, np.tile(np.arange(len(every.weight)), times)), times * len(every.weight)
     share, gamma, variance = np.tile(every.weight, times) / times, problem.default_gamma, {}
     for estimator in (PerDecisionIS(gamma=gamma), WeightedIS(gamma=gamma), ControlVariateIS(gamma=gamma)):
         estimate = estimator.fit(log, policy, share).estimate()

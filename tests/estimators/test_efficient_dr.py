@@ -9,11 +9,11 @@ import pytest
 from estimator_oracles import Case, exact_log, influence_of, jackknife, random_case
 from given_models import GivenQ, Step, random_tables, true_q, walk
 
-from ope import Estimate, Level
+from ope import Estimate, Level, LoggedDataset
 from ope.estimators import LSTDQ, DoublyRobust, EfficientDoublyRobust, FittedQEvaluation, PerDecisionIS, WeightedIS
 from ope.estimators._crossfit import Weighed, weigh
 from ope.estimators._q import QPredictions
-from ope.estimators.efficient_dr import CONTRASTS, ControlRows, coefficients, control_rows, relatives
+from ope.estimators.efficient_dr import CONTRASTS, ControlRows, blend, coefficients, control_rows, relatives
 from ope.policies import TabularPolicy
 from ope.problems import Graph, ModelFail, ModelWin, RandomMDP, RiverSwim, TabularProblem
 from ope.validation import FloatArray
@@ -179,7 +179,7 @@ def test_influence_is_the_jackknife_with_the_rows_held_fixed(case: Case) -> None
 
     def value(weight: FloatArray) -> float:
         weight = weight / weight.mean()
-        theta, _ = coefficients(rows, case.log.offsets, weight)
+        theta, _, _ = coefficients(rows, case.log.offsets, weight)
         return float((np.eye(4)[0] - theta @ CONTRASTS) @ Padded(case, tables, gamma, weight).values())
 
     estimate = fit(case, tables)
@@ -195,7 +195,7 @@ def test_coefficients_of_independent_steps_are_those_of_least_squares() -> None:
     n, H, theta = 4000, 3, np.array([0.5, -2.0, 0.0])
     controls = g.normal(size=(n * H, 3)) * [1.0, 10.0, 0.1]
     ahead = (controls @ theta + g.normal(size=n * H)).reshape(n, H)[:, ::-1].cumsum(axis=1)[:, ::-1].ravel()
-    found, psi = coefficients(ControlRows(controls, ahead), np.arange(0, n * H + 1, H), np.ones(n))
+    found, psi, _ = coefficients(ControlRows(controls, ahead), np.arange(0, n * H + 1, H), np.ones(n))
     error = np.sqrt((psi**2).sum(axis=0)) / n
     assert np.all(np.abs(found - theta) < 4 * error)
     np.testing.assert_allclose(error * [1.0, 10.0, 0.1], 1.0 / np.sqrt(n * H), rtol=0.6)
@@ -302,6 +302,45 @@ def test_it_is_as_precise_as_the_best_of_its_relatives_everywhere(problem: Tabul
     for q in q_models(problem).values():
         found = mean_squared_errors(problem, n, q, 400)
         assert found["EDR"] < 1.15 * min(value for name, value in found.items() if name != "EDR"), found
+
+
+def bandit_log(n: int, seed: int, b: float, noise: float) -> LoggedDataset:
+    """Return one-step episodes in one state with two actions, where controls differ by nothing but the folds of Q."""
+    g = np.random.default_rng(seed)
+    a = (g.uniform(size=n) < b).astype(int)
+    return LoggedDataset.from_arrays(
+        np.ones((n, 1)), a, a + noise * g.normal(size=n), lengths=[1] * n, ends="terminal",
+        behavior_prob=np.where(a == 1, b, 1.0 - b),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "b", "noise"), [(100, 0.5, 0.1), (300, 0.3, 0.1), (100, 0.3, 3.0)])
+def test_nearly_collinear_controls_leave_the_standard_error_alone(n: int, b: float, noise: float) -> None:
+    rows = []
+    for seed in range(60):
+        log, policy = bandit_log(n, seed, b, noise), TabularPolicy([[0.25, 0.75]])
+        estimate = EfficientDoublyRobust(gamma=1.0).fit(log, policy).estimate()
+        rows.append((estimate.value, estimate.std_error, np.abs(shares_of(estimate)).max()))
+    values, errors, shares = np.array(rows).T
+    least = noise * np.sqrt(
+        (0.25**2 / (1.0 - b) + 0.75**2 / b) / n
+    )  # sum of pi^2 sigma^2 / (n b): no method has a smaller one
+    assert np.median(errors) == pytest.approx(least, rel=0.15)
+    assert errors.max() < 2.0 * least
+    assert values.std(ddof=1) < 1.3 * least
+    assert shares.max() < 300.0
+
+
+def test_a_blend_beyond_weighted_doubly_robust_is_that() -> None:
+    case, n = CASES[0], CASES[0].log.n_episodes
+    tables, one = random_tables(case), np.ones(n)
+    weighed, rewards, delta, v_0, gamma = ingredients(case, tables)
+    four = relatives(weighed, rewards, delta, v_0, gamma, one)
+    rows = control_rows(weighed, rewards, delta, predictions_of(case, tables), gamma, one)
+    free, strict = (blend(rows, four, case.log.offsets, one, size) for size in (1.0, 1e9))
+    theta = coefficients(rows, case.log.offsets, one)[0]
+    np.testing.assert_allclose(free.shares, np.eye(4)[0] - theta @ CONTRASTS, rtol=1e-12)
+    assert np.sum(free.influence**2) > np.sum(four.influence[:, 0] ** 2) >= np.sum(strict.influence**2)
 
 
 # -------------------------------------------------------------------------------- verdict and bad use

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from estimator_oracles import Case, exact_log, influence_of, jackknife, one_hot_log, paths, random_case
+from estimator_oracles import Case, exact_log, influence_of, jackknife, one_hot_log, paths, random_case, repeated_log
 
 from ope import Estimate, Level
 from ope.estimators import ImportanceSampling, IncrementalIS, PerDecisionIS, WeightedIS
@@ -85,7 +85,7 @@ def test_influence_is_the_infinitesimal_jackknife(case: Case, setting: Setting) 
 def test_episode_weights_repeat_episodes(setting: Setting) -> None:
     case = random_case(7, ends=("terminal", "truncated"))
     counts = np.random.default_rng(1).integers(0, 3, size=case.log.n_episodes)
-    repeated = Case(case.log.select(np.repeat(np.arange(case.log.n_episodes), counts)), case.b, case.pi)
+    repeated = Case(repeated_log(case.log, np.repeat(np.arange(case.log.n_episodes), counts)), case.b, case.pi)
     longest = padded(repeated, None, math.inf)[0]
     assert len(longest[0]) == len(padded(case, None, math.inf)[0][0])
     weighted = fit(case, setting, weight=counts.astype(float))

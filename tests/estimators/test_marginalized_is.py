@@ -18,6 +18,7 @@ from estimator_oracles import (
     jackknife,
     paths,
     random_case,
+    repeated_log,
     stationary_or_not,
 )
 from sklearn.kernel_approximation import Nystroem, RBFSampler
@@ -93,7 +94,7 @@ def test_episode_weights_count_episodes(ends: tuple[str, ...], stationary: bool)
     expected = counted_ratios(case, 0.9, stationary, weight)
     np.testing.assert_allclose(ratios(case, weight=weight, stationary=stationary), expected, rtol=1e-8, atol=1e-10)
     chosen = np.repeat(np.arange(24), weight.astype(int))
-    replicated = Case(case.log.select(chosen).replace(episode_ids=np.arange(24)), case.b, case.pi)
+    replicated = Case(repeated_log(case.log, chosen).replace(episode_ids=np.arange(24)), case.b, case.pi)
     assert fit(case, weight=weight, stationary=stationary).value == pytest.approx(
         fit(replicated, stationary=stationary).value, rel=1e-10
     )

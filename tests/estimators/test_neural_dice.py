@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 import torch
 from dice_oracles import influence_gap
-from estimator_oracles import Case, end_goes_on, final_codes, influence_of, maximum_likelihood, paths, random_case
+from estimator_oracles import (
+    Case,
+    end_goes_on,
+    final_codes,
+    influence_of,
+    maximum_likelihood,
+    paths,
+    random_case,
+    repeated_log,
+)
 
 from ope import End, Estimate, Level, LoggedDataset
 from ope.estimators import DICE, LSTDQ, DoubleReinforcementLearning, GradientDICE, NeuralFunctions
@@ -279,7 +288,7 @@ def test_episode_weights_count_as_repeated_episodes(point: str) -> None:
     exact = maximum_likelihood(case, 0.8, stationary=True, weight=weight).value
     estimate = fit(point, case.log, case.policy, weight, gamma=0.8, stationary=True, network=TINY)
     assert estimate.value == pytest.approx(exact, abs=1e-6)
-    repeated = case.log.select(np.repeat(np.arange(120), weight.astype(int)))
+    repeated = repeated_log(case.log, np.repeat(np.arange(120), weight.astype(int)))
     again = fit(point, repeated, case.policy, gamma=0.8, stationary=True, network=TINY)
     assert estimate.value == pytest.approx(again.value, abs=1e-6)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from dice_oracles import influence_gap
-from estimator_oracles import influence_of, maximum_likelihood, random_case
+from estimator_oracles import influence_of, maximum_likelihood, random_case, repeated_log
 
 from ope import Estimate, Level, LoggedDataset
 from ope.estimators import DICE, LSTDQ, DoublyRobust, MinimaxQLearning, MinimaxWeightLearning, NeuralFunctions
@@ -88,7 +88,7 @@ def test_episode_weights_count_as_repeated_episodes(kind: Minimax) -> None:
     exact = maximum_likelihood(case, 0.8, stationary=True, weight=weight).value
     estimate = fit(kind, case.log, case.policy, weight, gamma=0.8, stationary=True, network=TINY)
     assert estimate.value == pytest.approx(exact, abs=1e-6)
-    repeated = case.log.select(np.repeat(np.arange(120), weight.astype(int)))
+    repeated = repeated_log(case.log, np.repeat(np.arange(120), weight.astype(int)))
     again = fit(kind, repeated, case.policy, gamma=0.8, stationary=True, network=TINY)
     assert estimate.value == pytest.approx(again.value, abs=1e-6)
 

@@ -169,8 +169,8 @@ def test_weights_are_judged() -> None:
     problem = RandomMDP(4, 2, horizon=4, random_state=2)
     case = Case(problem.sample(400, random_state=0), problem.behavior, problem.target)
     near = Case(case.log, case.b, 0.9 * case.b + 0.1 * case.pi)
-    assert fit(near, n_bootstrap=2).verdict.level is Level.VALID
-    few = fit(Case(problem.sample(60, random_state=0), near.b, near.pi), n_bootstrap=2)
+    assert fit(near, n_bootstrap=39).verdict.level is Level.VALID
+    few = fit(Case(problem.sample(60, random_state=0), near.b, near.pi), n_bootstrap=39)
     assert 20 < few.diagnostics["ess"] < 200  # enough for the default interval of weighted methods, not for a basic one
     assert few.verdict.level is Level.CAUTION
     far = Case(*(lambda hybrid: (hybrid.sample(100, random_state=0), hybrid.behavior, hybrid.target))(Hybrid()))

@@ -18,6 +18,7 @@ from estimator_oracles import (
     jackknife,
     paths,
     random_case,
+    repeated_log,
     stationary_or_not,
 )
 from sklearn.kernel_approximation import Nystroem, RBFSampler
@@ -154,7 +155,7 @@ def test_episode_weights_count_episodes(ends: tuple[str, ...], self_normalized: 
     weight = np.resize([2.0, 1.0, 0.0], 24)
     settings: dict[str, Any] = {"self_normalized": self_normalized, "stationary": stationary}
     chosen = np.repeat(np.arange(24), weight.astype(int))
-    replicated = Case(case.log.select(chosen).replace(episode_ids=np.arange(24)), case.b, case.pi)
+    replicated = Case(repeated_log(case.log, chosen).replace(episode_ids=np.arange(24)), case.b, case.pi)
     expected = fit(replicated, **settings).value
     assert fit(case, weight=weight, **settings).value == pytest.approx(expected, rel=1e-10)
     assert fit(case, weight=5 * weight, **settings).value == pytest.approx(expected, rel=1e-10)

@@ -388,7 +388,7 @@ def test_q_lambda_diverges_far_from_the_log_and_says_so() -> None:
 def test_an_unfinished_trace_is_not_valid() -> None:
     case = random_case(8, n=60, ends=("truncated",))
     case = Case(case.log.replace(rewards=case.log.rewards + 1.0), case.b, case.pi)
-    params: dict[str, Any] = {"trace": "retrace", "trace_lambda": 0.5, "tol": 1e-3, "n_bootstrap": 3}
+    params: dict[str, Any] = {"trace": "retrace", "trace_lambda": 0.5, "tol": 1e-3, "n_bootstrap": 39}
     enough, few = fqe(case, **params), fqe(case, max_iter=2, **params)
     assert enough.verdict.level is Level.VALID
     assert few.verdict.level is Level.CAUTION

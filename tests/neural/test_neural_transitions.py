@@ -12,6 +12,9 @@ from ope.dataset import LoggedDataset
 from ope.neural.transitions import CHUNK, Batch, BatchSampler, Standardizer, Transitions, _inverse
 from ope.schema import End
 
+# Next states and `from_arrays` may leave the masks of final states unknown: tests/data/test_log_care.py.
+pytestmark = pytest.mark.filterwarnings("ignore:.*final state of a truncated episode:UserWarning")
+
 NAN = float("nan")
 
 

@@ -456,6 +456,19 @@ def test_gaussian_std_function_of_shape_n_is_not_one_of_shape_k() -> None:
     assert got == pytest.approx(expected)
 
 
+def test_gaussian_std_function_that_returns_one_per_dimension_is_refused_for_any_number_of_rows() -> None:
+    policy = GaussianPolicy(lambda s: np.zeros((len(s), 2)), lambda _: np.array([1.0, 10.0]))
+    for n in (2, 3):
+        with pytest.raises(ValueError, match=r"`std`.*\(2,\)"):
+            policy.log_prob(np.zeros((n, 2)), np.zeros((n, 2)))
+    by_column = GaussianPolicy(
+        lambda s: np.zeros((len(s), 2)), lambda frame: frame["x"] + 1.0, columns=["x"], feature_names=["x"]
+    )
+    assert by_column.log_prob([[0.0], [0.0]], np.zeros((2, 2))) == pytest.approx(
+        [2 * normal_log_density(0.0, 0.0, 1.0)] * 2
+    )
+
+
 def test_gaussian_samples_have_mean_and_std() -> None:
     policy = GaussianPolicy(COEFFICIENTS, [0.5, 2.0])
     n = 40_000
@@ -814,3 +827,12 @@ def test_lazy_names() -> None:
     assert ope.policies.TabularPolicy is TabularPolicy
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = ope.policies.Nothing
+
+
+def test_no_states_no_actions() -> None:
+    none = np.empty((0, 1))
+    policy = EpsilonGreedy(TabularPolicy([[0.4, 0.6]], state_code=0), 0.1)
+    assert policy.predict_proba(none).shape == (0, 2)
+    assert policy.predict(none).shape == policy.sample(none, 0).shape == (0,)
+    with pytest.raises(ValueError, match="must have shape"):
+        TabularPolicy(np.empty((0, 2)), state_code=0).predict_proba(none)

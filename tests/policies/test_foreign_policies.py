@@ -128,6 +128,14 @@ def test_a_logit_may_rule_an_action_out() -> None:
         policy.predict_proba(STATES[:1], [[False, True]])
 
 
+def test_torch_policy_with_more_outputs_than_the_mask_has_columns() -> None:
+    policy = TorchPolicy(nn.Linear(2, 3), "logits")
+    with pytest.raises(
+        ValueError, match=r"column for each of the 3 actions of the policy, got 2; give the policy an output"
+    ):
+        policy.predict_proba(np.zeros((4, 2)), np.ones((4, 2), dtype=bool))
+
+
 # -------------------------------------------------------------------- TorchPolicy, continuous
 
 
