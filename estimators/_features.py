@@ -144,6 +144,8 @@ class FeatureBlock:
         False for the last transition of a horizon end that goes on to an unknown state.
     ratio : ndarray of shape (n,) or None
         Weight of each row beside that of its episode: pi / b where the features are of states only.
+    onward : ndarray of shape (n,) or None
+        Whether a state follows that is known, so that 0 in `phi_next` are its features; None: nobody asks.
     """
 
     phi: FloatArray
@@ -154,6 +156,7 @@ class FeatureBlock:
     offsets: IntArray
     steps: IntArray
     ratio: FloatArray | None = None
+    onward: npt.NDArray[np.bool_] | None = None
 
     @property
     def reach(self) -> int:
@@ -194,7 +197,15 @@ def feature_block(
         )
     used = used_rows(block, stationary)
     phi_next = ragged.shift_to_next(phi_bar, block.offsets, last)
-    return FeatureBlock(phi, phi_bar, phi_next, used, block.rewards, block.offsets, ragged.step_index(block.offsets))
+    steps, onward = ragged.step_index(block.offsets), onward_rows(block, stationary)
+    return FeatureBlock(phi, phi_bar, phi_next, used, block.rewards, block.offsets, steps, onward=onward)
+
+
+def onward_rows(block: LoggedDataset, stationary: bool) -> npt.NDArray[np.bool_]:
+    """Return whether a known state follows each row, shape (n,)."""
+    onward = np.ones(block.n_transitions, dtype=bool)
+    onward[block.offsets[1:] - 1] = continuing_ends(block, stationary) & block.final_known()
+    return onward
 
 
 def _expected(

@@ -18,9 +18,11 @@ from ope.estimators._features import FeatureBlock
 from ope.estimators._specification import past_p_value as past_p_value
 from ope.estimators._specification import specification_p_value as specification_p_value
 from ope.ragged import step_rows as step_rows
-from ope.validation import FloatArray, IntArray
+from ope.validation import BoolArray, FloatArray, IntArray
 
 RANK_TOLERANCE = 1e-10
+# A column this small beside the largest is rounding.
+NOISE = 1e-14
 ROUNDING = 1e-12
 
 
@@ -128,29 +130,85 @@ def solve(sums: LinearSums, gamma: float, ridge: float) -> LinearSolution:
     return _solve_time_indexed(sums, start, gamma, ridge)
 
 
+@dataclass(frozen=True)
+class _Spans:
+    """The span of the features of each of S Gram matrices, found in units in which every feature has the same size.
+
+    Parameters
+    ----------
+    basis : ndarray of shape (S, k, k)
+        Columns r_1, r_2, ... of the span with r_i' G r_j = 0 but for i = j; 0 where there are no more.
+    values : ndarray of shape (S, k)
+        r_j' G r_j: of unit features, of which none is far from the others.
+    kept : ndarray of shape (S, k)
+        Which columns there are.
+    support : ndarray of shape (S, k, k)
+        Projection on the span.
+    """
+
+    basis: FloatArray
+    values: FloatArray
+    kept: BoolArray
+    support: FloatArray
+
+
+def _spans(gram: FloatArray) -> _Spans:
+    # A cut in raw units drops a feature for being written in small ones: x beside a constant of 1e5.
+    norms = np.sqrt(np.maximum(np.diagonal(gram, axis1=1, axis2=2), 0.0))
+    there = norms > NOISE * norms.max(axis=1, keepdims=True)
+    unit = np.divide(1.0, norms, out=np.zeros_like(norms), where=there)
+    values, vectors = np.linalg.eigh(unit[:, :, None] * gram * unit[:, None, :])
+    kept = values > RANK_TOLERANCE * np.maximum(values[:, -1:], np.finfo(float).tiny)
+    basis = unit[:, :, None] * vectors * kept[:, None, :]
+    support = there[:, :, None] * np.eye(gram.shape[1])
+    size = np.where(there, norms, 1.0)
+    for s in np.flatnonzero(kept.sum(axis=1) < there.sum(axis=1)):
+        null, _ = np.linalg.qr(vectors[s][:, ~kept[s]] / size[s][:, None])
+        support[s] = np.eye(len(null)) - null @ null.T
+        basis[s] -= null @ (null.T @ basis[s])
+    return _Spans(basis, values, kept, support)
+
+
 def _span(gram: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return an orthonormal basis (k, rank) of the span of the features and its eigenvalues."""
-    values, vectors = np.linalg.eigh(gram)
-    kept = values > RANK_TOLERANCE * max(float(values[-1]), np.finfo(float).tiny)
-    return vectors[:, kept], values[kept]
+    """Return an orthonormal basis (k, rank) of the span of the features and the eigenvalues of unit features in it."""
+    spans = _spans(gram[None])
+    kept = spans.kept[0]
+    values, vectors = np.linalg.eigh(spans.support[0])
+    return vectors[:, values > 0.5], spans.values[0][kept]
 
 
 def _pseudo_inverses(gram: FloatArray, ridge: float) -> tuple[FloatArray, FloatArray, float]:
-    """Return the inverse of each G + ridge on the span of its features, the projections on the spans, the worst condition."""
-    values, vectors = np.linalg.eigh(gram)
-    largest = np.maximum(values[:, -1:], np.finfo(float).tiny)
-    kept = values > RANK_TOLERANCE * largest
-    reciprocal = np.divide(1.0, values + ridge, out=np.zeros_like(values), where=kept)
-    transposed = np.swapaxes(vectors, 1, 2)
-    inverse, support = (vectors * reciprocal[:, None, :]) @ transposed, (vectors * kept[:, None, :]) @ transposed
-    smallest = np.where(kept, values, np.inf).min(axis=1)
-    condition = np.where(kept.any(axis=1), (values[:, -1] + ridge) / (smallest + ridge), np.inf)
-    return inverse, support, float(condition.max())
+    """Return the inverse of each G + ridge on the span of its features, the projections on the spans, the worst condition.
+
+    The condition is that of features of the same size, over the steps that have any: nothing is solved where nothing was logged.
+    """
+    spans = _spans(gram)
+    transposed, eye = np.swapaxes(spans.basis, 1, 2), np.eye(gram.shape[1])
+    # Columns that are not there get an entry from between the eigenvalues of the others.
+    diagonal = np.where(spans.kept, spans.values, spans.values[:, -1:])
+    if ridge:
+        system = ridge * transposed @ spans.basis
+        filled = np.where(spans.kept, 0.0, system[:, -1:, -1])
+        system += (diagonal + filled)[:, :, None] * eye
+        inverse, own = spans.basis @ np.linalg.inv(_solvable(system)) @ transposed, np.linalg.eigvalsh(system)
+    else:
+        reciprocal = np.divide(1.0, diagonal, out=np.zeros_like(diagonal), where=spans.kept)
+        inverse, own = (spans.basis * reciprocal[:, None, :]) @ transposed, np.sort(diagonal, axis=1)
+    logged = spans.kept.any(axis=1)
+    condition = float((own[logged, -1] / own[logged, 0]).max(initial=1.0)) if logged.any() else float("inf")
+    return inverse, spans.support, condition
+
+
+def _solvable(system: FloatArray) -> FloatArray:
+    """Return matrices with those of steps without any row, which are 0, replaced by the identity."""
+    empty: BoolArray = np.logical_not(system.any(axis=(1, 2)))
+    return np.where(empty[:, None, None], np.eye(system.shape[1]), system)
 
 
 def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: float) -> LinearSolution:
-    basis, values = _span(sums.gram[0])
-    a = basis.T @ (sums.gram[0] - gamma * sums.cross[0]) @ basis + ridge * np.eye(len(values))
+    spans = _spans(sums.gram)
+    basis = spans.basis[0][:, spans.kept[0]]
+    a = basis.T @ (sums.gram[0] - gamma * sums.cross[0]) @ basis + ridge * basis.T @ basis
     condition = float(np.linalg.cond(a)) if a.size else float("inf")
     inverse = basis @ (np.linalg.inv(a) if condition < 1e15 else np.linalg.pinv(a)) @ basis.T
     theta, adjoint = inverse @ sums.reward[0], inverse.T @ start
@@ -158,7 +216,7 @@ def _solve_stationary(sums: LinearSums, start: FloatArray, gamma: float, ridge: 
         theta[None],
         adjoint[None],
         inverse[None],
-        (basis @ basis.T)[None],
+        spans.support,
         start,
         float(start @ theta),
         condition,
@@ -197,14 +255,41 @@ def plug_in_gradient(
     block: FeatureBlock, coefficient: FloatArray, n_values: int, episode_weight: FloatArray
 ) -> FloatArray:
     """Return the gradient of sum_i omega_i c_i Vhat(s_T) in theta, shape (S, k); the last known state stands for an unknown one."""
+    end = last_known(block, n_values)
+    inside = end.step < n_values  # nothing follows the horizon
+    gradient = np.zeros((n_values, end.features.shape[1]))
+    np.add.at(gradient, end.step[inside], ((episode_weight * coefficient)[:, None] * end.features)[inside])
+    return gradient
+
+
+@dataclass(frozen=True)
+class LastKnown:
+    """The candidate's features in the last known state of every episode, (n_episodes, k), and which value function serves it.
+
+    `there` (n_episodes,) says where features of 0 are those of a state that the log says nothing of.
+    """
+
+    features: FloatArray
+    step: IntArray
+    there: BoolArray
+
+
+def last_known(block: FeatureBlock, n_values: int) -> LastKnown:
+    """Return what is known of where episodes went: the state after the last step, or the last one that was acted in."""
     last = block.offsets[1:] - 1
     known = block.used[last]
     features = np.where(known[:, None], block.phi_next[last], block.phi_bar[last])
     step = block.steps[last] + known if n_values > 1 else np.zeros(len(last), dtype=np.int64)
-    inside = step < n_values  # nothing follows the horizon
-    gradient = np.zeros((n_values, features.shape[1]))
-    np.add.at(gradient, step[inside], ((episode_weight * coefficient)[:, None] * features)[inside])
-    return gradient
+    return LastKnown(features, step, (_onward(block)[last] | ~known) & _must_speak(block))
+
+
+def outside_ends(end: LastKnown, support: FloatArray) -> FloatArray:
+    """Return the share of the features of last known states outside the span of the log, shape (n_episodes,)."""
+    out = np.zeros(len(end.step))
+    for s in np.unique(end.step[end.step < len(support)]):
+        rows = end.step == s
+        out[rows] = _outside(end.features[rows], support[s], end.there[rows])[0]
+    return out
 
 
 def adjoint_of(gradient: FloatArray, sums: LinearSums, solution: LinearSolution, gamma: float) -> FloatArray:
@@ -251,19 +336,41 @@ def unsupported_mass(
 ) -> tuple[float, float]:
     """Return the candidate's discounted visits that leave the span of the logged features, and all its visits."""
     visits = np.repeat(episode_weight, np.diff(block.offsets)) * np.abs(w) * gamma
-    start_left, start_size = _outside(block.start, solution.support[0])
+    speaks = _must_speak(block)
+    there: BoolArray = speaks & np.logical_not(block.phi[block.offsets[:-1]].any(axis=1))
+    start_left, start_size = _outside(block.start, solution.support[0], there)
     lost, total = float(episode_weight @ start_left), float(episode_weight @ start_size)
     n_values = len(solution.theta)
     for t, rows in _rows_by_value(block, n_values):
         if n_values > 1 and t == n_values - 1:
             break
-        left, size = _outside(block.phi_next[rows], solution.support[min(t + 1, n_values - 1)])
+        there = _onward(block)[rows] & speaks
+        left, size = _outside(block.phi_next[rows], solution.support[min(t + 1, n_values - 1)], there)
         lost += float(visits[rows] @ left)
         total += float(visits[rows] @ size)
     return lost, total
 
 
-def _outside(phi: FloatArray, support: FloatArray) -> tuple[FloatArray, FloatArray]:
+def _onward(block: FeatureBlock) -> BoolArray:
+    return np.zeros(len(block.steps), dtype=bool) if block.onward is None else block.onward
+
+
+def _must_speak(block: FeatureBlock) -> bool:
+    """Return whether a state whose features are all 0, and with them its Q, is one that the log says nothing of.
+
+    It is an end in all but name where the log acted in such states, earned nothing there and came to no others.
+    """
+    if block.onward is None:
+        return False
+    acted = block.used & ~block.phi.any(axis=1)
+    ends = acted.any() and not block.rewards[acted].any() and not block.phi_next[acted].any()
+    return not ends
+
+
+def _outside(phi: FloatArray, support: FloatArray, there: BoolArray) -> tuple[FloatArray, FloatArray]:
+    """Return the share of each row outside the span, and 1 for every row that counts: also of those of 0 that are states."""
     size = np.abs(phi).sum(axis=1)
     left = np.abs(phi - phi @ support).sum(axis=1)
-    return np.divide(left, size, out=np.zeros_like(size), where=size > 0), (size > 0).astype(np.float64)
+    nothing = there & (size == 0.0)
+    share = np.divide(left, size, out=nothing.astype(np.float64), where=size > 0)
+    return share, ((size > 0) | nothing).astype(np.float64)

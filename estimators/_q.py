@@ -69,6 +69,14 @@ class QEstimator(OffPolicyEstimator):
         del data, policy, episode_weight, coefficient
         return None
 
+    def unsupported_ends(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> FloatArray | None:
+        """Return the share of what Vhat(s_T) reads that the log does not hold, shape (n_episodes,); None if it is not known.
+
+        s_T is as for `plug_in_influence`; only episodes that go on count.
+        """
+        del data, policy, episode_weight
+        return None
+
 
 def check_targets(owner: str, used: BoolArray) -> None:
     """Raise unless some transition has a Bellman target."""

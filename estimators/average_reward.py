@@ -42,7 +42,7 @@ def differential(seen: FeatureBlock, center: FloatArray) -> FeatureBlock:
     one, none = np.ones((len(seen.phi), 1)), np.zeros((len(seen.phi), 1))
     phi, following = np.hstack([one, seen.phi - center]), np.hstack([none, seen.phi_next - center])
     # Averages do not depend on where episodes start.
-    return replace(seen, phi=phi, phi_next=following, phi_bar=np.zeros_like(phi))
+    return replace(seen, phi=phi, phi_next=following, phi_bar=np.zeros_like(phi), onward=None)
 
 
 def solve_average(sums: linear.LinearSums, ridge: float) -> linear.LinearSolution:

@@ -13,6 +13,7 @@ from ope.dataset import LoggedDataset
 from ope.diagnostics import effective_sample_size, pareto_k
 from ope.estimate import Estimate
 from ope.estimator import EXACT, STATISTICAL
+from ope.estimators import _plug_in as plug_in
 from ope.estimators import _verdicts as verdicts
 from ope.estimators import _weights as weights
 from ope.estimators._crossfit import CrossFitted, Weighed, temporal_differences, variance_share, weigh
@@ -22,7 +23,7 @@ from ope.estimators._importance import (
     weighted_per_decision_influence,
 )
 from ope.estimators._q import QEstimator, QPredictions
-from ope.policy import Policy, Requirement, continuing_ends
+from ope.policy import Policy, Requirement
 from ope.validation import FloatArray, IntArray
 from ope.verdict import Level, Verdict
 
@@ -203,10 +204,15 @@ class DoublyRobust(CrossFitted):
         # Weights beyond the range of floats leave no finite value; the verdict says so, not a warning.
         with np.errstate(over="ignore", invalid="ignore"):
             fit = self._correct(data, policy, predictions, pseudo, weight)
-            coefficient, v_end = self._plug_in(data, fit, predictions)
+            stationary = self._stationary(data)
+            coefficient = plug_in.coefficients(data, fit.weighed, self._gamma, stationary, fit.plain_share)
             fit = self._add_plug_in_influence(data, policy, weight, fit, coefficient)
             diagnostics, findings = self._diagnose(data, policy, fit, predictions)
+            v_end = np.where(data.final_known(), predictions.v_final, predictions.v[data.offsets[1:] - 1])
             diagnostics["plug_in_value"] = float(np.mean(weight * coefficient * v_end))
+            tail = (self._nested(), data, policy, weight, coefficient, self._gamma, stationary)
+            diagnostics["unsupported_tail"] = plug_in.unsupported_tail(*tail)
+        findings.append(plug_in.judge_tail(diagnostics["unsupported_tail"]))
         findings.append(verdicts.judge_plug_in(diagnostics["plug_in_value"], fit.influence, fit.plug_in_known))
         findings.append(self._judge_models(predictions))
         diagnostics["left_out_transitions"] = n_left_out
@@ -216,7 +222,7 @@ class DoublyRobust(CrossFitted):
             value=fit.value,
             influence=fit.influence,
             scores=fit.scores,
-            horizon=None if self._stationary(data) else data.horizon,
+            horizon=None if stationary else data.horizon,
             effective_size=diagnostics["ess"],
             diagnostics=diagnostics,
             verdict=Verdict.of(findings),
@@ -234,20 +240,6 @@ class DoublyRobust(CrossFitted):
         value = float(np.mean(weight * x))
         scores = x if np.all(weight == 1.0) else None
         return DoublyRobustFit(value, weight * (x - value), scores, weight * (x - v_0), weighed, 1.0)
-
-    def _plug_in(
-        self, data: LoggedDataset, fit: DoublyRobustFit, predictions: QPredictions
-    ) -> tuple[FloatArray, FloatArray]:
-        """Return gamma^t W_{t-1} and Vhat of the last known state of every episode that goes on unrecorded, else 0."""
-        goes_on, known = continuing_ends(data, self._stationary(data)), data.final_known()
-        step = data.lengths - ~known  # of the last known state
-        row = np.maximum(data.offsets[:-1] + step - 1, data.offsets[:-1])
-        log_w, share = fit.weighed.log_w[row], fit.plain_share
-        w = share * np.exp(log_w) if share else np.zeros(len(row))
-        if share != 1.0:
-            w = w + (1.0 - share) * weights.relative_weights(log_w, np.maximum(step - 1, 0), fit.weighed.totals)
-        coefficient = np.where(goes_on, self._gamma**step * np.where(step > 0, w, 1.0), 0.0)
-        return coefficient, np.where(known, predictions.v_final, predictions.v[data.offsets[1:] - 1])
 
     def _add_plug_in_influence(
         self, data: LoggedDataset, policy: Policy, weight: FloatArray, fit: DoublyRobustFit, coefficient: FloatArray

@@ -12,19 +12,31 @@ import numpy as np
 from ope import ragged
 from ope.dataset import LoggedDataset
 from ope.estimators import _weights as weights
-from ope.estimators._crossfit import Weighed, weigh
+from ope.estimators._crossfit import CrossFittedQ, Weighed, cross_fit_each, weigh
 from ope.estimators._importance import per_decision_scores, weighted_per_decision_influence
 from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._verdicts import standard_error
 from ope.estimators.doubly_robust import DoublyRobust, DoublyRobustFit, weighted_doubly_robust
 from ope.policy import Policy
 from ope.validation import FloatArray, IntArray
 
 RANK_TOLERANCE = 1e-8
+# Directions of unit controls whose square is below this, over n, are of chance.
+ALIKE = 0.5
+# What Q adds to the other controls counts where it is this many times what folds of Q differ by: else it is the luck of the folds.
+FOLDS_ALIKE = 3.0
 NAMES = ("wdr", "wpdis", "dr", "pdis")
 # What each control variate is, as a combination of the four: WPDIS - WDR, DR - WDR and PDIS - WPDIS.
 CONTRASTS: FloatArray = np.array([[-1.0, 1.0, 0.0, 0.0], [-1.0, 0.0, 1.0, 0.0], [0.0, -1.0, 0.0, 1.0]])
 
 # -------------------------------------------------------------------- mathematics
+
+
+@dataclass(frozen=True)
+class FoldedQ(CrossFittedQ):
+    """Cross-fitted values, and those of all rows by the Q function of each fold."""
+
+    by_fold: tuple[QPredictions, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,10 +86,13 @@ class ControlRows:
         Of WPDIS - WDR, DR - WDR and PDIS - WPDIS.
     ahead : ndarray of shape (n,)
         What the steps from this one on add to the influence of WDR.
+    of_folds : float
+        Variance of the first control from one fold of Q to another, summed over an episode.
     """
 
     controls: FloatArray
     ahead: FloatArray
+    of_folds: float = 0.0
 
 
 def control_rows(
@@ -97,24 +112,40 @@ def control_rows(
     """
     time, offsets, horizon = weighed.time, weighed.offsets, len(weighed.totals.scale)
     discounts = gamma ** np.arange(horizon)
-    a = weights.relative_weights(weighed.log_w, time, weighed.totals)
-    w = np.exp(weighed.log_w)
-    share = weight[weighed.episode] / len(weight)
-
-    def centred(weights_: FloatArray, x: FloatArray) -> FloatArray:
-        return np.asarray(weights_ * (x - weights.sums_at(time, share * weights_ * x, horizon)[time]))
 
     def to_come(x: FloatArray) -> FloatArray:
         means = discounts * weighed.reweighted(x, weight).mean_reward
         return np.asarray(np.cumsum(means[::-1])[::-1][time])
 
+    w = np.exp(weighed.log_w)
     step = w - _before(w, offsets)
-    of_q = discounts[time] * (centred(a, predictions.q) - centred(_before(a, offsets), predictions.v))
+    of_q = _control_of_q(weighed, predictions, gamma, weight)
     controls = np.column_stack([of_q, step * to_come(delta), step * to_come(rewards)])
-    m = weighed.totals.mean_reward
+    m, a = weighed.totals.mean_reward, weights.relative_weights(weighed.log_w, time, weighed.totals)
     suffix = weights.padded_suffix(weighed.totals, discounts * m)
     ahead = _to_go(discounts[time] * a * (delta - m[time]), offsets)
-    return ControlRows(controls, ahead - (weighed.w_final * suffix[np.diff(offsets)])[weighed.episode])
+    behind = (weighed.w_final * suffix[np.diff(offsets)])[weighed.episode]
+    return ControlRows(controls, ahead - behind, _variance_of_folds(weighed, predictions, gamma, weight))
+
+
+def _control_of_q(weighed: Weighed, predictions: QPredictions, gamma: float, weight: FloatArray) -> FloatArray:
+    """Return gamma^t [a_t (Qhat_t - mean) - a_{t-1} (Vhat_t - mean)], shape (n,)."""
+    time, horizon = weighed.time, len(weighed.totals.scale)
+    a = weights.relative_weights(weighed.log_w, time, weighed.totals)
+    share = weight[weighed.episode] / len(weight)
+
+    def centred(weights_: FloatArray, x: FloatArray) -> FloatArray:
+        return np.asarray(weights_ * (x - weights.sums_at(time, share * weights_ * x, horizon)[time]))
+
+    of_v = centred(_before(a, weighed.offsets), predictions.v)
+    return np.asarray((gamma ** np.arange(horizon))[time] * (centred(a, predictions.q) - of_v))
+
+
+def _variance_of_folds(weighed: Weighed, predictions: QPredictions, gamma: float, weight: FloatArray) -> float:
+    if not isinstance(predictions, FoldedQ):
+        return 0.0
+    each = np.stack([_control_of_q(weighed, own, gamma, weight) for own in predictions.by_fold])
+    return float(each.var(axis=0) @ np.repeat(weight, np.diff(weighed.offsets))) / len(weight)
 
 
 def _before(x: FloatArray, offsets: IntArray) -> FloatArray:
@@ -129,8 +160,18 @@ def _to_go(x: FloatArray, offsets: IntArray) -> FloatArray:
     return ragged.segment_cumsum(x[::-1], (offsets[-1] - offsets)[::-1])[::-1]
 
 
-def coefficients(rows: ControlRows, offsets: IntArray, weight: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return theta of shape (3,) and its influence, shape (n_episodes, 3), with the rows held fixed.
+def coefficients(
+    rows: ControlRows, offsets: IntArray, weight: FloatArray, rank: int = 3
+) -> tuple[FloatArray, FloatArray, int]:
+    """Return theta of shape (3,), its influence, shape (n_episodes, 3), with the rows held fixed, and how many directions it has.
+
+    Parameters
+    ----------
+    rows : ControlRows
+    offsets : ndarray of shape (n_episodes + 1,)
+    weight : ndarray of shape (n_episodes,)
+    rank : int
+        Most directions.
 
     Notes
     -----
@@ -145,10 +186,56 @@ def coefficients(rows: ControlRows, offsets: IntArray, weight: FloatArray) -> tu
     row_weight = np.repeat(weight, np.diff(offsets)) / len(weight)
     A, N = (row_weight[:, None] * xi).T @ later, xi.T @ (row_weight * rows.ahead / unit)
     diagonal = np.sqrt(np.maximum(np.diag(A), np.finfo(float).tiny))
-    inverse = np.linalg.pinv(A / np.outer(diagonal, diagonal), rcond=RANK_TOLERANCE) / np.outer(diagonal, diagonal)
+    unit_A = A / np.outer(diagonal, diagonal)
+    if _luck_of_folds(unit_A, rows.of_folds / (size[0] * diagonal[0]) ** 2):
+        unit_A[0], unit_A[:, 0] = 0.0, 0.0
+    u, s, vt = np.linalg.svd(unit_A)
+    rank = min(rank, int((s > max(RANK_TOLERANCE, ALIKE / len(weight)) * s[0]).sum()))
+    inverse = ((vt[:rank].T / s[:rank]) @ u[:, :rank].T) / np.outer(diagonal, diagonal)
     theta = inverse @ N
     moments = ragged.segment_sum(xi * (rows.ahead / unit - later @ theta)[:, None], offsets)
-    return unit * theta / size, weight[:, None] * (moments @ inverse.T) * unit / size
+    return unit * theta / size, weight[:, None] * (moments @ inverse.T) * unit / size, rank
+
+
+def _luck_of_folds(unit_A: FloatArray, variance: float) -> bool:
+    """Return whether the first control differs from the others by no more than Q does from fold to fold."""
+    if variance == 0.0:
+        return False
+    explained = unit_A[0, 1:] @ np.linalg.pinv(unit_A[1:, 1:], rcond=RANK_TOLERANCE) @ unit_A[1:, 0]
+    return bool(unit_A[0, 0] - explained <= FOLDS_ALIKE**2 * variance)
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Shares of WDR, WPDIS, DR and PDIS in a blend, shape (4,), and its influence, shape (n_episodes,)."""
+
+    shares: FloatArray
+    influence: FloatArray
+
+
+def blend(rows: ControlRows, four: Relatives, offsets: IntArray, weight: FloatArray, size: float) -> Blend:
+    """Return the blend with the most directions whose standard error is not beyond that of WDR, which has none.
+
+    Parameters
+    ----------
+    rows : ControlRows
+    four : Relatives
+    offsets : ndarray of shape (n_episodes + 1,)
+    weight : ndarray of shape (n_episodes,)
+    size : float
+        Effective number of episodes: standard errors from so many weighted ones are off by about 1 / sqrt(size) of themselves, one
+        that is beyond WDR's by twice that is due to coefficients of chance.
+    """
+    limit = (1.0 + 2.0 / np.sqrt(max(size, 1.0))) * standard_error(four.influence[:, 0])
+    rank = len(CONTRASTS)
+    while rank > 0:
+        theta, theta_psi, rank = coefficients(rows, offsets, weight, rank)
+        shares = np.eye(4)[0] - theta @ CONTRASTS
+        psi = four.influence @ shares - theta_psi @ (CONTRASTS @ four.values)
+        if standard_error(psi) <= limit:
+            return Blend(shares, psi)
+        rank -= 1
+    return Blend(np.eye(4)[0], four.influence[:, 0])
 
 
 # -------------------------------------------------------------------- estimator
@@ -175,6 +262,9 @@ class EfficientDoublyRobust(DoublyRobust):
     1, reported as ``share_*``. Here theta is estimated from products of a control with later errors of Q only [2]_, which leaves
     regression coefficients where propensities are right and makes theta vanish where Q is right: so V is right if either is,
     which plain regression coefficients are not. psi_i is that of the blend plus the errors of theta times the control variates.
+    The first is left out where it differs from the others by no more than Q does from fold to fold, as are directions in which
+    controls are alike up to chance, and further ones where the standard error would
+    be beyond that of WDR; with none left V is WDR.
     Where episodes are truncated, the importance-sampling forms are completed by Vhat of the final state, as doubly robust ones are.
 
     References
@@ -206,6 +296,10 @@ class EfficientDoublyRobust(DoublyRobust):
         self.n_folds = n_folds
         self.random_state = random_state
 
+    def _cross_fit(self, data: LoggedDataset, policy: Policy, weight: FloatArray) -> FoldedQ:
+        values, by_fold = cross_fit_each(self._nested(), data, policy, weight, self._folds(data, weight))
+        return FoldedQ(values.q, values.v, values.v_final, values.unfinished, tuple(by_fold))
+
     def _correct(
         self, data: LoggedDataset, policy: Policy, predictions: QPredictions, delta: FloatArray, weight: FloatArray
     ) -> DoublyRobustFit:
@@ -218,9 +312,8 @@ class EfficientDoublyRobust(DoublyRobust):
             psi = np.full(data.n_episodes, np.nan)
             return DoublyRobustFit(float("nan"), psi, None, psi, weighed, 0.0)
         rows = control_rows(weighed, rewards, delta, predictions, self._gamma, weight)
-        theta, theta_psi = coefficients(rows, data.offsets, weight)
-        shares = np.eye(4)[0] - theta @ CONTRASTS
-        psi = four.influence @ shares - theta_psi @ (CONTRASTS @ four.values)
+        chosen = blend(rows, four, data.offsets, weight, weighed.least_effective_size)
+        shares, psi = chosen.shares, chosen.influence
         correction = psi - weight * (v_0 - np.mean(weight * v_0))
         extras: dict[str, Any] = {f"share_{name}": float(share) for name, share in zip(NAMES, shares, strict=True)}
         plain = float(shares[2] + shares[3])

@@ -12,13 +12,14 @@ from ope.dataset import LoggedDataset
 from ope.estimate import Estimate
 from ope.estimators import _fqe_verdicts as own
 from ope.estimators import _verdicts as verdicts
-from ope.estimators._features import Basis, check_features, check_model, fit_basis, unfitted
+from ope.estimators._features import Basis, check_features, check_model, feature_block, fit_basis, unfitted
 from ope.estimators._fqe_design import Design, FittedQModel, SideBySide, in_key_order, make_design, start_value
 from ope.estimators._fqe_fit import Fit, backwards, iterate
 from ope.estimators._fqe_targets import Targets, along_trace, log_ratios, one_step, weighted_returns
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._mrdr import LinearMap, minimise_variance
 from ope.estimators._q import QEstimator, check_targets
+from ope.estimators._support import outside_span, outside_table
 from ope.estimators._traces import check_propensities, trace_of, with_logged_prob
 from ope.estimators.lstdq import LSTDQ
 from ope.inference.weights import resampling_weights
@@ -189,6 +190,21 @@ class FittedQEvaluation(QEstimator):
         log, weight = in_key_order(data, episode_weight)
         return self._solve(self._problem(log, policy), weight)
 
+    def unsupported_ends(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> FloatArray | None:
+        """Return the share of what the regressor reads in s_T that the log does not hold, shape (n_episodes,)."""
+        inputs, stationary = self._inputs(data), self._is_stationary(data)
+        n_values = 1 if stationary else int(data.horizon or 1)
+        if isinstance(inputs, SideBySide):
+            return (
+                outside_table(data, policy, episode_weight, None, n_values, stationary)
+                if own.states_repeat(data)
+                else None
+            )
+        if not own.is_cheap(inputs, data, n_values):
+            return None
+        seen = feature_block(data, inputs, policy, stationary, self.n_samples, self.random_state)
+        return outside_span([seen], episode_weight, n_values)
+
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         log, weight = in_key_order(data, weight)
         problem = self._problem(log, policy)
@@ -321,9 +337,13 @@ class FittedQEvaluation(QEstimator):
             verdicts.judge_finite(value, None),
             verdicts.judge_range(value, log, self._gamma, model.stationary, Level.REFUSE),
             own.judge_status(model, self.max_iter, self._gamma, self.trace),
-            own.judge_interval(self.n_bootstrap),
+            *own.judge_interval(self.n_bootstrap, int(np.count_nonzero(weight))),
             verdicts.judge_unlogged(*unlogged_mass(log, problem.policy)),
         ]
+        if np.isfinite(value):
+            of_visits = own.diagnose_visits(log, problem.policy, model, weight, self._gamma)
+            diagnostics.update(of_visits[0])
+            findings.extend(of_visits[1])
         if control_variate:
             findings.append(own.judge_control_variate())
         else:

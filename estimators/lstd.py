@@ -22,6 +22,7 @@ from ope.estimators._features import (
     check_features,
     fit_basis,
     history_features,
+    onward_rows,
     richer_state_features,
 )
 from ope.estimators._importance import unlogged_mass
@@ -169,5 +170,6 @@ class LSTD(OffPolicyEstimator):
             offsets=block.offsets,
             steps=ragged.step_index(block.offsets),
             ratio=action_ratios(policy, block, False, type(self).__name__),
+            onward=onward_rows(block, stationary),
         )
         return passes.LinearView(block, seen, seen, None)

@@ -16,6 +16,7 @@ from ope.estimators import _linear_fit as passes
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._features import Basis, check_features, feature_block, fit_basis, richer_features
 from ope.estimators._q import QEstimator, QPredictions
+from ope.estimators._support import outside_span
 from ope.estimators._traces import trace_of
 from ope.estimators.importance_sampling import unlogged_mass
 from ope.policy import Policy, Requirement
@@ -80,7 +81,8 @@ class LSTDQ(QEstimator):
     A = sum phi (phi - gamma phibar(s'))', b = sum phi r, theta = A^-1 b and V = phibar_0' theta. With a horizon there is one
     theta per step, solved backwards. psi_i = n u' sum_t phi_it eps_it + theta' (phi_0i - phibar_0) with u = A^-T phibar_0.
     Feature directions that were never logged get the coefficient 0, and the share of the candidate's visits there is
-    reported as ``unsupported``.
+    reported as ``unsupported``. Visits of states whose features are all 0 count there too, since Q = 0 whatever was logged, unless
+    the log holds such states and they earned nothing and led to no others: ends that are coded as 0.
 
     With a trace, A = sum z (phi - gamma phibar(s'))' and b = sum z r with the eligibility z_t = phi_t + gamma c_t z_{t-1}: the
     fixed point of regressions on Q + sum_{k>=t} gamma^{k-t} c_{t+1} ... c_k delta_k. Where the states are complete every trace has
@@ -174,6 +176,11 @@ class LSTDQ(QEstimator):
             psi[own] = ragged.segment_sum(view.ratios(u, self._gamma) * eps, view.seen.offsets)
         psi *= episode_weight
         return np.asarray(psi - episode_weight * psi.mean())
+
+    def unsupported_ends(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> FloatArray:
+        """Return the share of the features of s_T that the log does not span, shape (n_episodes,)."""
+        log = self._views(data, policy, fit_basis(self.features, data, self.random_state))
+        return outside_span((view.seen for view, _ in log), episode_weight, self._n_values(data))
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         basis = fit_basis(self.features, data, self.random_state)

@@ -13,6 +13,7 @@ from ope.dataset import LoggedDataset
 from ope.diagnostics import effective_sample_size, pareto_k
 from ope.estimate import Estimate
 from ope.estimator import EXACT
+from ope.estimators import _plug_in as plug_in
 from ope.estimators import _verdicts as verdicts
 from ope.estimators._crossfit import CrossFitted, cross_fit_each, weigh
 from ope.estimators._importance import unlogged_mass
@@ -139,6 +140,10 @@ class MAGIC(CrossFitted):
             whole = draw(parts, weight)
             fit = self._blend(data, parts, whole, by_fold, weight)
             diagnostics, findings = self._diagnose(data, policy, parts, whole, fit)
+            coefficient = plug_in.coefficients(data, weighed, self._gamma, self._stationary(data), 0.0)
+            tail = (self._nested(), data, policy, weight, coefficient, self._gamma, self._stationary(data))
+            diagnostics["unsupported_tail"] = plug_in.unsupported_tail(*tail)
+        findings.append(plug_in.judge_tail(diagnostics["unsupported_tail"]))
         diagnostics["left_out_transitions"] = n_left_out
         drawn = {"replicates": fit.replicates, "resample_id": self._resample_id(data)} if len(fit.replicates) else {}
         return self._result(

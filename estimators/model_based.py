@@ -21,6 +21,7 @@ from ope.estimators._features import history_features, unfitted
 from ope.estimators._importance import unlogged_mass
 from ope.estimators._q import QEstimator, QPredictions
 from ope.estimators._specification import score_test
+from ope.estimators._support import outside_table
 from ope.estimators._tabular import CodedLog, CountedModel, StateCodes
 from ope.policy import Policy, Requirement, continuing_ends, overlap, probabilities
 from ope.validation import FloatArray, check_integer
@@ -203,6 +204,13 @@ class ModelBased(QEstimator):
         terms = values.row_terms(counted.model, after, counted.coded.rewards, self._gamma, 1.0)
         psi = episode_weight * ragged.segment_sum(terms.errors, counted.coded.offsets)
         return np.asarray(psi - episode_weight * psi.mean())
+
+    def unsupported_ends(self, data: LoggedDataset, policy: Policy, episode_weight: FloatArray) -> FloatArray:
+        """Return how likely the candidate takes an action in s_T that was never logged there, shape (n_episodes,)."""
+        self._check_discrete(data)
+        stationary = self._is_stationary(data)
+        n_values = 1 if stationary or self.homogeneous else int(data.horizon or 1)
+        return outside_table(data, policy, episode_weight, self._transform(data), n_values, stationary)
 
     def _fit_one(self, data: LoggedDataset, policy: Policy, name: str, weight: FloatArray) -> Estimate:
         return self._evaluate(data, policy, name, weight, self._count(data, weight))

@@ -15,6 +15,7 @@ from estimator_oracles import (
     final_codes,
     flow_paths,
     maximum_likelihood,
+    one_hot_log,
     paths,
     random_case,
     sampled,
@@ -193,7 +194,7 @@ def test_the_same_features_converge_on_another_distribution() -> None:
 def test_an_unfinished_iteration_is_not_valid() -> None:
     case = random_case(6, ends=("truncated",), n=60)
     case = Case(case.log.replace(rewards=case.log.rewards + 1.0), case.b, case.pi)
-    params: dict[str, Any] = {"tol": 1e-3, "n_bootstrap": 3}
+    params: dict[str, Any] = {"tol": 1e-3, "n_bootstrap": 39}
     enough, few = fit(case, 0.9, **params), fit(case, 0.9, max_iter=3, **params)
     assert enough.verdict.level is Level.VALID
     assert few.verdict.level > Level.VALID
@@ -278,3 +279,77 @@ def test_without_bootstrap_there_is_no_interval() -> None:
     estimate = fit(random_case(8))
     assert estimate.replicates is None
     assert math.isnan(estimate.std_error)
+
+
+# -------------------------------------------------------------------------------- verdicts
+
+
+def says(estimate: Estimate, what: str) -> bool:
+    return any(what in reason for reason in estimate.verdict.reasons)
+
+
+def few_episodes(n: int) -> Case:
+    problem = RandomMDP(3, 2, horizon=3, random_state=1)
+    return Case(problem.sample(n, random_state=3), problem.behavior, problem.behavior)
+
+
+@pytest.mark.parametrize("n_bootstrap", [1, 2, 38])
+def test_few_resamples_give_no_interval(n_bootstrap: int) -> None:
+    case = few_episodes(100)
+    estimate = fit(case, n_bootstrap=n_bootstrap)
+    assert estimate.verdict.level is Level.CAUTION
+    assert says(estimate, "there is no 95 % interval (39 are needed)")
+    assert fit(case, n_bootstrap=39).verdict.level is Level.VALID
+
+
+@pytest.mark.parametrize("n", [3, 5, 19])
+def test_resamples_of_few_episodes_are_not_valid(n: int) -> None:
+    estimate = fit(few_episodes(n), n_bootstrap=40)
+    assert estimate.verdict.level > Level.VALID
+    assert says(estimate, f"resamples of {n} episodes")
+    weight = np.repeat([1.0, 0.0], [n, 40 - n]) * 40 / n
+    assert says(fit(few_episodes(40), weight=weight, n_bootstrap=40), f"resamples of {n} episodes")
+
+
+def hole_case() -> Case:
+    """Return a log without action 1 in state 1, which the candidate takes on half of its visits there."""
+    g = np.random.default_rng(0)
+    s = g.integers(2, size=400)
+    a = np.where(s == 1, 0, g.integers(2, size=400))
+    b = np.array([[0.5, 0.5], [1.0, 0.0]])
+    log = one_hot_log(s, a, g.normal(size=400), [1] * 400, "terminal", [0] * 400, b)
+    return Case(log, b, np.array([[0.5, 0.5], [0.5, 0.5]]))
+
+
+@pytest.mark.parametrize("regressor", [LinearRegression(fit_intercept=False), None])
+@pytest.mark.parametrize("horizon", [None, 1])
+def test_actions_never_logged_in_a_state_are_refused(regressor: Any, horizon: int | None) -> None:
+    case = hole_case()
+    log = case.log.replace(horizon=horizon)
+    closed = LSTDQ(gamma=0.9).fit(log, case.policy).estimate()
+    features = "auto" if regressor is not None else None
+    fqe = FittedQEvaluation(gamma=0.9, regressor=regressor, features=features, n_bootstrap=40)
+    estimate = fqe.fit(log, case.policy).estimate()
+    assert closed.verdict.level is estimate.verdict.level is Level.REFUSE
+    assert estimate.diagnostics["unsupported"] == pytest.approx(closed.diagnostics["unsupported"], rel=1e-9)
+    assert estimate.diagnostics["ess"] == pytest.approx(closed.diagnostics["ess"], rel=1e-9)
+    assert says(estimate, "visits go to states and actions that the log does not hold")
+
+
+@stationary_or_not
+@pytest.mark.parametrize("features", [None, "auto"])
+def test_visits_are_those_of_lstdq(stationary: bool, features: str | None) -> None:
+    case = random_case(10, n=60, ends=("terminal", "truncated", "horizon"), zeros=True)
+    settings: dict[str, Any] = {"regressor": LinearRegression(), "features": features, "stationary": stationary}
+    estimate = FittedQEvaluation(gamma=0.9, **settings).fit(case.log, case.policy).estimate()
+    closed = LSTDQ(gamma=0.9, stationary=stationary).fit(case.log, case.policy).estimate()
+    for name in ("ess", "unsupported"):
+        assert estimate.diagnostics[name] == pytest.approx(closed.diagnostics[name], rel=1e-6)
+
+
+def test_states_that_do_not_repeat_have_no_table() -> None:
+    problem = ScalarLQR(max_steps=5)
+    log = problem.sample(30, random_state=0)
+    policy = GaussianPolicy(mean=[problem.target.gain], std=problem.target.std, intercept=problem.target.offset)
+    trees = FittedQEvaluation(gamma=0.5, regressor=ExtraTreesRegressor(2, random_state=0)).fit(log, policy).estimate()
+    assert "unsupported" not in trees.diagnostics

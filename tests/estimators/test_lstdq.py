@@ -29,9 +29,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, PolynomialFeatures
 
 from ope import Estimate, Level, LoggedDataset
-from ope.estimators import LSTDQ, DoublyRobust, FittedQEvaluation
+from ope.estimators import LSTD, LSTDQ, DoublyRobust, FittedQEvaluation, MarginalizedIS, StateMarginalIS
 from ope.policies import FunctionPolicy, GaussianPolicy, TabularPolicy
 from ope.problems import Baird, Hybrid, ModelFail, RandomMDP, RiverSwim, ScalarLQR, TabularProblem
+from ope.schema import End
 from ope.validation import FloatArray
 
 
@@ -415,6 +416,97 @@ def test_an_action_that_was_never_logged_is_noticed() -> None:
     estimate = fit(Case(log, b, pi))
     assert estimate.diagnostics["unsupported"] == pytest.approx(0.6)
     assert estimate.verdict.level is Level.REFUSE
+
+
+def empty_rows_case(final: float, n_empty: int = 0, earned: float = 0.0) -> Case:
+    """Return steps in a state of feature 1 that were truncated into one of feature `final`, and terminal ones in a state of feature 0."""
+    g, n = np.random.default_rng(0), 200
+    states = np.concatenate([np.ones(n), np.zeros(n_empty)])[:, None]
+    a, last = g.integers(2, size=n + n_empty), np.full((n + n_empty, 1), final)
+    rewards = np.where(states[:, 0] == 1, a + 0.1 * g.normal(size=n + n_empty), earned)
+    ends = [int(End.TRUNCATED)] * n + [int(End.TERMINAL)] * n_empty
+    log = LoggedDataset.from_arrays(
+        states, a, rewards, lengths=[1] * (n + n_empty), ends=ends, final_states=last, behavior_prob=[0.5] * (n + n_empty)
+    )  # fmt: skip
+    return Case(log, np.array([[0.5, 0.5]]), np.array([[0.4, 0.6]]))
+
+
+@pytest.mark.parametrize("method", [LSTDQ, LSTD])
+def test_states_whose_features_are_all_0_are_unsupported(method: Any) -> None:
+    def evaluate(case: Case) -> Estimate:
+        policy = TabularPolicy(case.pi, state_code=lambda states: np.zeros(len(states), int))
+        estimate: Estimate = method(gamma=0.9, features="identity").fit(case.log, policy).estimate()
+        return estimate
+
+    assert evaluate(empty_rows_case(1.0)).diagnostics["unsupported"] == pytest.approx(0.0, abs=1e-12)
+    nobody = evaluate(empty_rows_case(0.0))
+    assert nobody.diagnostics["unsupported"] == pytest.approx(0.9 / 1.9, rel=0.02)
+    assert nobody.verdict.level is Level.REFUSE
+    # An end that is coded as 0 says so itself: it earns nothing and leads nowhere. One that earns has no Q of 0.
+    assert evaluate(empty_rows_case(0.0, 20)).diagnostics["unsupported"] == pytest.approx(0.0, abs=1e-12)
+    assert evaluate(empty_rows_case(0.0, 20, earned=1.0)).diagnostics["unsupported"] > 0.4
+
+
+def test_terminal_ends_are_no_states() -> None:
+    log = empty_rows_case(0.0).log
+    case = Case(log.replace(ends=np.full(200, int(End.TERMINAL))), np.array([[0.5, 0.5]]), np.array([[0.4, 0.6]]))
+    policy = TabularPolicy(case.pi, state_code=lambda states: np.zeros(len(states), int))
+    estimate = LSTDQ(gamma=0.9, features="identity").fit(case.log, policy).estimate()
+    assert estimate.diagnostics["unsupported"] == pytest.approx(0.0, abs=1e-12)
+
+
+# -------------------------------------------------------------------------------- a horizon that no episode reaches
+
+
+@pytest.mark.parametrize("method", [LSTDQ, LSTD, MarginalizedIS, StateMarginalIS])
+@pytest.mark.parametrize("ridge", [0.0, 1e-9])
+def test_steps_without_rows_have_no_condition(method: Any, ridge: float) -> None:
+    case = random_case(21, n=300, longest=3)
+    estimates = [
+        method(gamma=0.9, ridge=ridge).fit(case.log.replace(horizon=H), case.policy).estimate() for H in (3, 8)
+    ]
+    assert estimates[1].value == pytest.approx(estimates[0].value, rel=1e-9)
+    assert estimates[1].diagnostics["condition"] == pytest.approx(estimates[0].diagnostics["condition"], rel=1e-6)
+    assert estimates[1].verdict.level is estimates[0].verdict.level < Level.REFUSE
+
+
+def test_episodes_cut_before_the_horizon_are_still_refused() -> None:
+    case = random_case(22, n=300, longest=3, ends=("truncated",))
+    assert fit(Case(case.log.replace(horizon=8), case.b, case.pi)).verdict.level is Level.REFUSE
+
+
+# -------------------------------------------------------------------------------- units of features
+
+
+def drifting(constant: float, factor: float = 1.0) -> LoggedDataset:
+    """Return a walk on a line, written as (factor x, constant)."""
+    g, n, length = np.random.default_rng(3), 150, 4
+    x, a = np.zeros((n, length + 1)), g.integers(2, size=(n, length))
+    x[:, 0] = g.normal(size=n)
+    for t in range(length):
+        x[:, t + 1] = 0.8 * x[:, t] + 0.5 * a[:, t] + 0.1 * g.normal(size=n)
+    rewards = x[:, :-1] + a + 0.1 * g.normal(size=(n, length))
+    states = np.stack([factor * x, np.full_like(x, constant)], axis=2)
+    return LoggedDataset.from_arrays(
+        states[:, :-1].reshape(-1, 2), a.ravel(), rewards.ravel(), lengths=[length] * n, ends="truncated",
+        final_states=states[:, -1], behavior_prob=[0.5] * (n * length),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("horizon", [None, 4])
+@pytest.mark.parametrize(("constant", "factor"), [(1e4, 1.0), (1e5, 1.0), (1e7, 1.0), (1.0, 1e-6), (1e5, 1e-3)])
+def test_units_of_features_play_no_part(constant: float, factor: float, horizon: int | None) -> None:
+    def evaluate(log: LoggedDataset) -> Estimate:
+        policy = TabularPolicy([[0.3, 0.7]], state_code=lambda states: np.zeros(len(states), int))
+        log = log if horizon is None else log.replace(ends=np.full(150, int(End.HORIZON)), horizon=horizon)
+        estimate: Estimate = LSTDQ(gamma=0.9, features="identity").fit(log, policy).estimate()
+        return estimate
+
+    plain, other = evaluate(drifting(1.0)), evaluate(drifting(constant, factor))
+    assert other.value == pytest.approx(plain.value, rel=1e-6)
+    assert other.std_error == pytest.approx(plain.std_error, rel=1e-5)
+    assert other.diagnostics["condition"] == pytest.approx(plain.diagnostics["condition"], rel=1e-5)
+    assert other.verdict.level is plain.verdict.level
 
 
 # -------------------------------------------------------------------------------- laws

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from estimator_oracles import jackknife, random_case
+from estimator_oracles import Case, jackknife, one_hot_log, random_case
 from sklearn.linear_model import LinearRegression
 
-from ope import Level
-from ope.estimators import LSTDQ, DoublyRobust, FittedQEvaluation
+from ope import Estimate, Level
+from ope.estimator import OffPolicyEstimator
+from ope.estimators import LSTDQ, MAGIC, DoublyRobust, EfficientDoublyRobust, FittedQEvaluation, ModelBased
 from ope.policies import TabularPolicy
 from ope.problems import RandomMDP, RiverSwim, TabularProblem
 from ope.validation import FloatArray
@@ -85,3 +86,78 @@ def test_a_model_of_unknown_error_is_said() -> None:
     estimate = DoublyRobust(gamma=0.95, q=model, n_folds=2).fit(log, policy).estimate()
     assert estimate.verdict.level >= Level.CAUTION
     assert any("from the Q model alone" in reason for reason in estimate.verdict.reasons)
+
+
+# -------------------------------------------------------------------------------- states that nobody acted in
+
+
+def cut_case(share: float = 1.0, length: int = 1, n: int = 200) -> Case:
+    """Return episodes that were truncated, this share of them into state 1, where nobody acted; the others into state 0."""
+    g = np.random.default_rng(0)
+    b = np.full((2, 2), 0.5)
+    final = (np.arange(n) < share * n).astype(int)
+    s, a = np.zeros(n * length, int), g.integers(2, size=n * length)
+    log = one_hot_log(s, a, a + 0.1 * g.normal(size=len(s)), [length] * n, "truncated", final, b)
+    return Case(log, b, np.array([[0.4, 0.6], [0.4, 0.6]]))
+
+
+TREES = FittedQEvaluation(n_bootstrap=0)
+LINEAR = FittedQEvaluation(regressor=LinearRegression(fit_intercept=False), features="auto")
+FAMILY: dict[str, OffPolicyEstimator] = {
+    "DR": DoublyRobust(gamma=0.9),
+    "WDR": DoublyRobust(gamma=0.9, weighted=True),
+    "EDR": EfficientDoublyRobust(gamma=0.9),
+    "DR of a table": DoublyRobust(gamma=0.9, q=ModelBased()),
+    "DR of fitted Q": DoublyRobust(gamma=0.9, q=LINEAR, n_folds=2),
+    "DR of trees": DoublyRobust(gamma=0.9, q=TREES, n_folds=2),
+    "MAGIC": MAGIC(gamma=0.9, n_bootstrap=20),
+}
+
+
+def behind(estimate: Estimate) -> list[str]:
+    return [reason for reason in estimate.verdict.reasons if "lies behind truncated episodes" in reason]
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_ends_in_states_nobody_acted_in_are_refused(name: str) -> None:
+    case = cut_case()
+    estimate = FAMILY[name].fit(case.log, case.policy).estimate()
+    assert estimate.diagnostics["unsupported_tail"] == pytest.approx(0.9, rel=0.1)
+    assert estimate.verdict.level is Level.REFUSE
+    assert behind(estimate)
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_ends_in_states_that_were_acted_in_are_not(name: str) -> None:
+    case = cut_case(share=0.0)
+    estimate = FAMILY[name].fit(case.log, case.policy).estimate()
+    assert estimate.diagnostics["unsupported_tail"] == pytest.approx(0.0, abs=1e-12)
+    assert not behind(estimate)
+
+
+@pytest.mark.parametrize("name", ["DR", "WDR", "DR of a table"])
+def test_the_share_is_of_the_discounted_time(name: str) -> None:
+    few, late = cut_case(share=0.02), cut_case(length=30)
+    for case, share in ((few, 0.02 * 0.9), (late, 0.9**30)):
+        same = Case(case.log, case.b, case.b)
+        estimate = FAMILY[name].fit(case.log, same.policy).estimate()
+        assert estimate.diagnostics["unsupported_tail"] == pytest.approx(share, rel=1e-6)
+    timed = cut_case(length=2).log.replace(horizon=4)
+    for q in (LSTDQ(), ModelBased(), ModelBased(homogeneous=True)):
+        estimate = DoublyRobust(gamma=1.0, q=q, n_folds=2).fit(timed, TabularPolicy(case.b)).estimate()
+        assert estimate.diagnostics["unsupported_tail"] == pytest.approx(0.5, rel=1e-6)
+
+
+@pytest.mark.parametrize("horizon", [None, 3])
+@pytest.mark.parametrize("known", [True, False])
+def test_tables_and_one_hot_features_agree_on_what_is_unsupported(known: bool, horizon: int | None) -> None:
+    case = random_case(5, n=12, n_states=4, ends=("truncated",), longest=3)
+    log = case.log.replace(horizon=horizon)
+    if not known:
+        assert log.final_states is not None
+        gone = np.arange(12)[:, None] % 2 == 0
+        log = log.replace(final_states=np.where(gone, np.nan, log.final_states))
+    weight = np.ones(12)
+    linear, table = (q.unsupported_ends(log, case.policy, weight) for q in (LSTDQ(gamma=0.9), ModelBased(gamma=0.9)))
+    assert linear.max() > 0.0
+    np.testing.assert_allclose(table, linear, atol=1e-12)
