@@ -616,12 +616,30 @@ def test_bad_parameters_of_refits(
 # -------------------------------------------------------------------- cutting and showing
 
 
+@pytest.mark.filterwarnings("ignore:LoggedDataset. a log with action masks")
+def test_cutting_does_not_make_up_what_can_be_done_at_the_end() -> None:
+    lengths, kinds = [3, 2], ["terminal", "truncated"]
+    final, mask = np.array([[np.nan], [7.0]]), np.ones((5, 2), bool)
+    data = ragged_log(2, lengths, kinds, final_states=final, action_mask=mask)
+    assert data.final_known().tolist() == [False, False]
+    cut = cut_episodes(data, 2, End.TRUNCATED)
+    assert cut.final_known().tolist() == [True, False]
+    assert cut.final_action_mask is not None
+    assert cut.final_action_mask.tolist() == [[True, True], [False, False]]
+
+
 @pytest.mark.parametrize("end", [End.HORIZON, End.TRUNCATED])
 def test_cutting_against_a_plain_loop(end: End) -> None:
     lengths, kinds = [3, 1, 2, 2], ["terminal", "terminal", "truncated", "terminal"]
     final = np.array([[np.nan], [np.nan], [7.0], [np.nan]])
     data = ragged_log(
-        4, lengths, kinds, final_states=final, extras=pd.DataFrame({"x": range(8)}), action_mask=np.ones((8, 2), bool)
+        4,
+        lengths,
+        kinds,
+        final_states=final,
+        extras=pd.DataFrame({"x": range(8)}),
+        action_mask=np.ones((8, 2), bool),
+        final_action_mask=np.ones((4, 2), bool),
     )
     cut = cut_episodes(data, 2, end)
     rows, ends, finals, extras = [], [], [], []

@@ -54,7 +54,7 @@ def cut_episodes(data: LoggedDataset, steps: int, end: End) -> LoggedDataset:
         ends=ends,
         horizon=steps if end == End.HORIZON else data.horizon,
         final_states=_final(data.final_states, data.states, data.n_episodes, long, next_rows, np.nan),
-        final_action_mask=_final(data.final_action_mask, data.action_mask, data.n_episodes, long, next_rows, True),
+        final_action_mask=_final(data.final_action_mask, data.action_mask, data.n_episodes, long, next_rows, False),
         extras=None if data.extras is None else data.extras[kept].reset_index(drop=True),
         final_extras=_final_extras(data, long, next_rows),
         layout=None,

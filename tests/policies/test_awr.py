@@ -87,6 +87,7 @@ def test_the_scan_is_the_recursion(n: int) -> None:
     assert torch.equal(decay, kept[1])
 
 
+@pytest.mark.filterwarnings("ignore:LoggedDataset. a log with action masks")
 @pytest.mark.parametrize("masked", [False, True])
 def test_returns_equal_the_recursion_at_every_kind_of_end(masked: bool) -> None:
     # With a mask but none for final states, no state behind an end can be used: all that go on are unknown.
