@@ -118,12 +118,10 @@ def is_cheap(basis: Basis, log: LoggedDataset, n_values: int) -> bool:
 
 def judge_made_up(share: float) -> verdicts.Finding:
     """Judge how much of the candidate's visits the regressor knows from other states or actions only."""
-    if share <= verdicts.THRESHOLDS.unsupported:
-        return None
-    level = Level.REFUSE if share > verdicts.THRESHOLDS.unsupported_refuse else Level.CAUTION
-    return level, (
-        f"{share:.1%} of the candidate's discounted visits go to states and actions that the log does not hold: the regressor makes up what they earn (linear ones "
-        "say 0, trees what other actions earn), and no resample of the log shows the error. Use coarser features, more data, or a candidate closer to the log."
+    return verdicts.judge_outside(
+        share,
+        "of the candidate's discounted visits go to states and actions that the log does not hold: the regressor makes up what they earn (linear ones "
+        "say 0, trees what other actions earn), and no resample of the log shows the error. Use coarser features, more data, or a candidate closer to the log.",
     )
 
 

@@ -19,7 +19,6 @@ from ope.schema import End
 from ope.validation import BoolArray, FloatArray, IntArray
 
 MASS_TAIL = 0.01
-ROUNDING = 1e-12
 EFFECTIVE_HORIZON_ESS = 10.0
 
 # -------------------------------------------------------------------- mathematics
@@ -254,11 +253,11 @@ def importance_fit(blocks: Iterable[WeightBlock], form: Form, weight: FloatArray
     totals, final = weights.finish(summary), np.concatenate(finals)
     if form.self_normalized:
         value, influence = _self_normalized(kept, form, final, totals, weight)
-        influence = settled(influence, value)
+        influence = verdicts.settled(influence, value)
         return ImportanceFit(value, influence, None, final, totals, summary, form.per_decision, weight)
     x = np.concatenate([score for score in kept if isinstance(score, np.ndarray)])
     value, scores = float(np.mean(times(x, weight))), x if bool(np.all(weight == 1.0)) else None
-    influence = settled(times(x - value, weight), value)
+    influence = verdicts.settled(times(x - value, weight), value)
     return ImportanceFit(value, influence, scores, final, totals, summary, form.per_decision, weight)
 
 
@@ -276,24 +275,12 @@ def _self_normalized(
     blocks = [block for block in kept if isinstance(block, WeightBlock)]
     if not blocks:
         return weighted_is(final, np.concatenate(kept), weight)
-    step_values = form.gamma ** np.arange(len(totals.scale)) * totals.mean_reward
+    discounts = form.gamma ** np.arange(len(totals.scale))
+    step_values = discounts * totals.mean_reward
     suffix = weights.padded_suffix(totals, step_values)
     parts = [weighted_per_decision_influence(*block, form.gamma, totals, suffix) for block in blocks]
-    counts = form.gamma ** np.arange(len(totals.scale)) > 0
-    value = float(step_values.sum()) if np.all(totals.total[counts] > 0) else float("nan")
+    value = float(step_values.sum()) if np.all(totals.total[discounts > 0] > 0) else float("nan")
     return value, times(np.concatenate(parts), weight)
-
-
-def settled(influence: FloatArray, value: float) -> FloatArray:
-    """Return an influence without what rounding leaves of a value that does not vary.
-
-    Examples
-    --------
-    >>> settled(np.array([1e-17, -1e-17]), 0.1), settled(np.array([1e-3, -1e-3]), 0.1)
-    (array([0., 0.]), array([ 0.001, -0.001]))
-    """
-    varies = np.max(np.abs(influence), initial=0.0) > ROUNDING * abs(value)
-    return influence if varies or not np.isfinite(value) else np.zeros_like(influence)
 
 
 def choose(fits: Sequence[ImportanceFit], enough: float = verdicts.THRESHOLDS.ess_refuse) -> LepskiChoice:

@@ -157,7 +157,7 @@ def second_pass(
     assert p_values is not None
     psi = np.concatenate(influence)
     psi -= weight * psi.mean()  # 0 but for a ridge, which leaves the normal equations unequal to 0
-    psi[np.abs(psi) <= linear.ROUNDING * abs(solution.value)] = 0.0
+    psi = verdicts.settled(psi, solution.value)
     unsupported = float(outside[0] / outside[1]) if outside[1] > 0 else 0.0
     mean_ratio = float(ratio[0] / ratio[1]) if ratio[1] > 0 else 1.0
     return SecondPass(psi, ratio_sums.effective_sample_size(), unsupported, *p_values, mean_ratio, n_left_out)

@@ -15,7 +15,6 @@ from ope.estimators._crossfit import Weighed
 from ope.estimators._q import QEstimator
 from ope.policy import Policy, continuing_ends
 from ope.validation import FloatArray
-from ope.verdict import Level
 
 
 def coefficients(
@@ -89,10 +88,8 @@ def _rest(data: LoggedDataset, gamma: float, stationary: bool) -> FloatArray:
 
 def judge_tail(share: float) -> verdicts.Finding:
     """Judge how much of the candidate's time lies where nothing but an ignorant Q model speaks."""
-    if not share > verdicts.THRESHOLDS.unsupported:  # NaN where nobody knows
-        return None
-    level = Level.REFUSE if share > verdicts.THRESHOLDS.unsupported_refuse else Level.CAUTION
-    return level, (
-        f"{share:.1%} of the candidate's discounted time lies behind truncated episodes, in states where the log does not hold its actions: weights correct nothing "
-        "there and the Q model has learned nothing, so that it says 0 or guesses, outside the interval. Record longer episodes, log such states, or use coarser features."
+    return verdicts.judge_outside(
+        share,
+        "of the candidate's discounted time lies behind truncated episodes, in states where the log does not hold its actions: weights correct nothing "
+        "there and the Q model has learned nothing, so that it says 0 or guesses, outside the interval. Record longer episodes, log such states, or use coarser features.",
     )

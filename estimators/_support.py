@@ -108,9 +108,8 @@ def outside_table(
         chance = probabilities(policy, rows, labels)
         return np.asarray((chance * ~np.isin(pair, logged)).sum(axis=1))
 
-    goes_on, known, masked = continuing_ends(data, stationary), data.final_known(), tabular.known_finals(data)
-    out = np.where(goes_on & known & ~masked, 1.0, 0.0)  # nobody knows what the candidate may do there
-    for chosen, rows_of_ends in ((goes_on & masked, data.final_rows), (goes_on & ~known, partial(_last_rows, data))):
+    goes_on, known, out = continuing_ends(data, stationary), data.final_known(), np.zeros(data.n_episodes)
+    for chosen, rows_of_ends in ((goes_on & known, data.final_rows), (goes_on & ~known, partial(_last_rows, data))):
         step = data.lengths - ~known if n_values > 1 else np.zeros_like(data.lengths)
         episodes = np.flatnonzero(chosen & (step < n_values))
         if len(episodes):

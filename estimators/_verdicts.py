@@ -21,6 +21,9 @@ from ope.schema import End
 from ope.validation import FloatArray
 from ope.verdict import Level
 
+# Influences below this share of the value are rounding errors.
+ROUNDING = 1e-12
+
 Finding = tuple[Level, str] | None
 
 
@@ -267,13 +270,18 @@ def judge_specification(p_value: float) -> Finding:
 
 def judge_unsupported(share: float) -> Finding:
     """Judge how much of the candidate's visits lie outside the span of the log."""
-    if share <= THRESHOLDS.unsupported:
-        return None
-    level = Level.REFUSE if share > THRESHOLDS.unsupported_refuse else Level.CAUTION
-    return level, (
-        f"{share:.1%} of the candidate's discounted visits go to state-action features that the log does not hold; they count as 0. Use coarser features, "
-        "more data, or a candidate closer to the log."
+    return judge_outside(
+        share,
+        "of the candidate's discounted visits go to state-action features that the log does not hold; they count as 0. Use coarser features, more data, or "
+        "a candidate closer to the log.",
     )
+
+
+def judge_outside(share: float, what: str) -> Finding:
+    """Judge a share of what the candidate does of which the log says nothing, NaN where nobody knows it; `what` words it."""
+    if not share > THRESHOLDS.unsupported:
+        return None
+    return Level.REFUSE if share > THRESHOLDS.unsupported_refuse else Level.CAUTION, f"{share:.1%} {what}"
 
 
 def importance_findings(diagnostics: Mapping[str, Any], *, clipped: bool = False) -> list[Finding]:
@@ -316,6 +324,19 @@ def reward_bound(data: LoggedDataset) -> tuple[float, bool]:
     if data.reward_range is not None:
         return float(np.max(np.abs(data.reward_range))), True
     return float(np.max(np.abs(data.rewards))), False
+
+
+def settled(influence: FloatArray, value: float) -> FloatArray:
+    """Return an influence without what rounding leaves of the value.
+
+    Examples
+    --------
+    >>> settled(np.array([1e-17, -1e-3]), 0.1)
+    array([ 0.   , -0.001])
+    """
+    if not np.isfinite(value):
+        return influence
+    return np.asarray(np.where(np.abs(influence) <= ROUNDING * abs(value), 0.0, influence))
 
 
 def standard_error(influence: FloatArray) -> float:

@@ -149,7 +149,7 @@ class ImportanceSampling(OffPolicyEstimator):
         fits = [importance_fit((block.clipped(clip) for block in blocks), form, weight) for clip in clips]
         choice = choose(fits)
         fit, clip = fits[choice.index], clips[choice.index]
-        whole = importance_fit(blocks, form, weight)
+        whole = fits[0] if np.isinf(clips[0]) else importance_fit(blocks, form, weight)
         bias, findings = _bias_of_clipping(blocks, form, fit, whole, clip)
         # What the log lacks shows in the weights as they are: clipped ones are small anyway.
         findings.append(verdicts.judge_lack(whole.mean_weight))

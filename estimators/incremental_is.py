@@ -223,7 +223,8 @@ class IncrementalIS(OffPolicyEstimator):
             diagnostics |= chosen
             findings.append(_judge_bias(option, fit, unbiased, diagnostics))
             if clipped:
-                findings.append(verdicts.judge_lack(log.fit(Option(option.window)).mean_weight))
+                whole = unbiased if option.window is None else log.fit(Option(option.window))
+                findings.append(verdicts.judge_lack(whole.mean_weight))
             tail, widening = tail_finding(data, fit, form, weight, diagnostics)
         return self._result(
             data,

@@ -148,7 +148,7 @@ class LinearGaussianModel(SimulatingEstimator):
             terms = values.row_terms(seen, model, found, fitted.sums.n)
             psi[own] = values.influence(seen, terms, found, weight[own])
             ratio.append(terms.ratio)
-        psi[np.abs(psi) <= 1e-12 * abs(found.value)] = 0.0
+        psi = verdicts.settled(psi, found.value)
         ess = models.visit_sample_size(
             np.concatenate(ratio), fitted.log.rewards, fitted.log.offsets, weight, fitted.by_step
         )

@@ -234,7 +234,7 @@ class ModelBased(QEstimator):
         solution = values.solve(model, pi, gamma, counted.horizon)
         terms = values.row_terms(model, solution, coded.rewards, gamma, float(weight.sum()))
         psi = values.influence(coded, solution, terms, weight)
-        psi[np.abs(psi) <= 1e-12 * abs(solution.value)] = 0.0
+        psi = verdicts.settled(psi, solution.value)
         diagnostics = {
             "ess": models.visit_sample_size(terms.ratio, coded.rewards, coded.offsets, weight, len(model.slots) > 2),
             **verdicts.influence_diagnostics(psi),

@@ -141,6 +141,9 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
                 f"{_named(theirs)}; build the log with actions= of the training log."
             )
 
+    def _fixed(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.fixed}
+
     def _at_fit(self, name: str) -> Any:
         """Return a setting as it was at the fit: a policy does not change by what its next fit is to use."""
         return self._fitted().settings[name]
@@ -261,7 +264,7 @@ class NetworkPolicy(ActingPolicy, PolicyLearner):
             seed=attributes["seed"],
             reward_scale=attributes.get("reward_scale", 1.0),
             n_episodes_used=attributes.get("n_episodes_used"),
-            settings=attributes.get("settings", {name: getattr(self, name) for name in self.fixed}),
+            settings=attributes.get("settings", self._fixed()),
         )
         networks = {
             name: _network(form).with_rows(torch.from_numpy(arrays[f"network/{name}"]))

@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from ope.dataset import LoggedDataset, check_log
 from ope.files import check_place
+from ope.fitted import forget
 from ope.neural.device import resolve_device, use_threads
 from ope.neural.history import Outcome, Tensors, TrainingStatus
 from ope.neural.networks import MLP
@@ -262,7 +263,7 @@ class NeuralLearner(NetworkPolicy):
     def _put_off(cls, not_begun: Sequence[Self], n_waiting: int, n_learners: int) -> None:
         """Say that learners wait; nothing of an earlier fit is left to be taken for this one."""
         for learner in not_begun:
-            learner._forget()
+            forget(learner)
         warnings.warn(
             f"{cls.__name__}.fit_many: interrupted before {n_waiting} of {n_learners} learners went on; call it with "
             "resume=True for the rest.",
@@ -319,13 +320,6 @@ class NeuralLearner(NetworkPolicy):
         ]
         if not status.ok:
             warnings.warn(f"{type(self).__name__}: training {status}.", UserWarning, stacklevel=5)
-
-    def _fixed(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.fixed}
-
-    def _forget(self) -> None:
-        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
-            delattr(self, name)
 
     def _copy(self, origin: Origin, networks: dict[str, MLP], update: int, history: pd.DataFrame) -> Self:
         twin = copy.copy(self)

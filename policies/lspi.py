@@ -178,8 +178,7 @@ class LSPI(CriticPolicy):
                 UserWarning,
                 stacklevel=2,
             )
-        settings = {name: getattr(self, name) for name in self.fixed}
-        origin = Origin.of(data, scaler, None, n_excluded=n_excluded, seed=0, settings=settings)
+        origin = Origin.of(data, scaler, None, n_excluded=n_excluded, seed=0, settings=self._fixed())
         return self._become(origin, {"q": network}, status, history)
 
     def _check(self, data: LoggedDataset) -> None:

@@ -160,13 +160,7 @@ class Transitions:
 
 def usable_finals(data: LoggedDataset) -> BoolArray:
     """Return the episodes whose final state is in the table of states behind the rows, shape (n_episodes,)."""
-    known: BoolArray = data.final_known() & (data.ends != End.TERMINAL)
-    if data.action_mask is None:
-        return known
-    if data.final_action_mask is None:
-        return np.zeros_like(known)
-    usable: BoolArray = known & data.final_action_mask.any(axis=1)
-    return usable
+    return np.asarray(data.final_known() & (data.ends != End.TERMINAL))
 
 
 def _successors(data: LoggedDataset, final: BoolArray) -> IntArray:

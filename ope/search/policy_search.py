@@ -18,6 +18,7 @@ from ope.dataset import LoggedDataset, Rows, check_log
 from ope.display import bullets, html_table, number, tag
 from ope.estimate import Estimate
 from ope.estimator import OffPolicyEstimator
+from ope.fitted import forget
 from ope.inference import IntervalNotAvailable
 from ope.policy import Policy, PolicyLearner, RandomState
 from ope.search.checkpoints import CheckpointSelection, select_checkpoint
@@ -213,7 +214,7 @@ class PolicySearch(PolicyLearner):
             with all_or_nothing(OWNER):
                 self._run(plan, selector, data)
         except KeyboardInterrupt:
-            self._forget()
+            forget(self)
             raise
         return self
 
@@ -228,11 +229,6 @@ class PolicySearch(PolicyLearner):
         self._finish(plan, findings, data)
         self._remember(data)
         self.decision_ = self._in_words(plan, findings)
-
-    def _forget(self) -> None:
-        """Become unfitted."""
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
 
     def _adopt(self, plan: Plan, findings: Findings, names: Mapping[str, Candidate]) -> None:
         """Store the choice in scikit-learn's names."""

@@ -22,6 +22,7 @@ from ope.dataset import LoggedDataset, check_log
 from ope.display import bullets, html_table, number, tag
 from ope.estimate import Estimate, Estimates, estimate_row
 from ope.estimator import OTHER_IDS, OffPolicyEstimator
+from ope.fitted import forget
 from ope.policy import Policy, overlap
 from ope.selection.candidates import check_candidates
 from ope.selection.decision import (
@@ -205,18 +206,13 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         check_candidates("PolicySelector.fit", candidates)
         for estimator in named.values():
             estimator._validate()
-        self._forget()
+        forget(self)
         try:
             self._work(named, data, candidates)
         except BaseException:
-            self._forget()  # half a selection must not be taken for one
+            forget(self)  # half a selection must not be taken for one
             raise
         return self
-
-    def _forget(self) -> None:
-        """Become unfitted."""
-        for name in [name for name in vars(self) if name.endswith("_")]:
-            delattr(self, name)
 
     def _work(
         self, named: Mapping[str, OffPolicyEstimator], data: LoggedDataset, candidates: Mapping[str, Policy]
