@@ -42,15 +42,19 @@ class Rows:
         return len(self.states)
 
 
+# Before pandas 3 a copy that is not deep shares what is written to it.
+COPIES_ARE_LAZY = int(pd.__version__.split(".")[0]) >= 3
+
+
 class _Table:
-    """A field that holds a frame and gives lazy copies of it, so that nothing written to those reaches the log."""
+    """A field that holds a frame and gives copies of it, so that nothing written to those reaches the log."""
 
     def __set_name__(self, owner: type, name: str) -> None:
         self.name = name
 
     def __get__(self, log: LoggedDataset | None, owner: type) -> pd.DataFrame | None:
         table: pd.DataFrame | None = None if log is None else vars(log)[self.name]
-        return None if table is None else table.copy(deep=False)
+        return None if table is None else table.copy(deep=not COPIES_ARE_LAZY)
 
     def __set__(self, log: LoggedDataset, table: pd.DataFrame | None) -> None:
         vars(log)[self.name] = table

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import itertools
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 import ope
 
@@ -50,6 +53,21 @@ def test_every_package_on_disk_is_installed() -> None:
 def test_console_script_leads_to_a_function() -> None:
     module, _, function = _project()["project"]["scripts"]["ope"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_oldest_versions_are_those_that_were_tried() -> None:
+    project = _project()["project"]
+    extras = project["optional-dependencies"]
+    wanted = [project["dependencies"], *(extras[name] for name in ("minari", "demo", "plot", "stats", "dev"))]
+    tools = {"mypy", "ruff", "pre-commit"}  # they look at the code, and no test runs them
+    lowest = {
+        requirement.name: next(iter(requirement.specifier)).version
+        for requirement in map(Requirement, itertools.chain(*wanted))
+        if requirement.specifier and requirement.name not in tools
+    }
+    lines = (ROOT / "constraints-oldest.txt").read_text().splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {name: Version(tried[name]) for name in lowest} == {name: Version(low) for name, low in lowest.items()}
 
 
 def test_versions_agree() -> None:

@@ -20,6 +20,9 @@ from ope.problems import RandomMDP, RiverSwim
 from ope.testing.logs import make_case
 from ope.validation import FloatArray
 
+# Some versions of scipy say this of rounding errors.
+pytestmark = pytest.mark.filterwarnings("ignore:Values in x were outside bounds:RuntimeWarning")
+
 KINDS = pytest.mark.parametrize("divergence", ["el", "kl"])
 
 

@@ -16,6 +16,10 @@ from ope.inference.empirical_likelihood import bartlett_factor, profile
 FloatArray = npt.NDArray[np.float64]
 
 
+# Some versions of scipy say this of rounding errors.
+pytestmark = pytest.mark.filterwarnings("ignore:Values in x were outside bounds:RuntimeWarning")
+
+
 def statistic(x: FloatArray, mean: float) -> float:
     """-2 log of the likelihood ratio of a mean, by a general constrained optimiser over the probabilities."""
     n = len(x)

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from test_graphs import NAMES, learner_and_log
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 import ope.policies._neural
 from ope.neural import optimizer
@@ -102,7 +102,7 @@ def outcome(name: str, device: torch.device) -> str:
 
 def main(names: Sequence[str]) -> None:
     warnings.simplefilter("ignore")
-    _setup_privateuseone_for_python_backend(rename="gpu")
+    backend_registration._setup_privateuseone_for_python_backend(rename="gpu")
     optimizer.CAPTURED_DEVICES = ("gpu",)
     for name in names or NAMES:
         print(name, outcome(name, torch.device("gpu:0")).replace("\n", " "), sep="\t", flush=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from learner_logs import SMALL, batch_of, plain, random_log, same_gradients, same_policy
-from scipy import stats
+from scipy import integrate, stats
 from test_gridworld import BEHAVIOR, SETTINGS, N, grid_log, value_of
 
 from ope.dataset import LoggedDataset
@@ -57,7 +57,7 @@ def test_density_integrates_to_one_and_a_far_action_has_a_finite_log_density() -
     law = MixtureNormal(np.log([[0.3, 0.7]]), np.array([[[-2.0], [1.0]]]), np.array([[[0.1], [0.8]]]))
     grid = np.linspace(-8, 8, 20001)
     many = MixtureNormal(*(np.repeat(part, 20001, axis=0) for part in (law.log_weights, law.location, law.std)))
-    assert float(np.trapezoid(np.exp(many.log_density(grid[:, None])), grid)) == pytest.approx(1.0, abs=1e-8)
+    assert float(integrate.trapezoid(np.exp(many.log_density(grid[:, None])), grid)) == pytest.approx(1.0, abs=1e-8)
     assert np.isfinite(law.log_density(np.array([[1e4]])))
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from learner_logs import LEARNERS, SMALL, random_log, same_policy
+from scipy.integrate import trapezoid
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
@@ -147,14 +148,14 @@ def test_gaussian_cloning_recovers_mean_and_standard_deviation_in_the_unit_of_th
     np.testing.assert_allclose(draws.mean(axis=0), policy.predict(at), atol=4 * 30 / math.sqrt(2000))
     grid = np.linspace(600, 1500, 20001)
     density = np.exp(policy.log_prob(np.full((20001, 1), 0.5), grid))
-    assert float(np.trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-6)
+    assert float(trapezoid(density, grid)) == pytest.approx(1.0, abs=1e-6)
     rows = log.select(slice(0, 50)).rows()
     nodes = policy.quadrature_rows(rows)
     assert nodes is not None
     np.testing.assert_allclose(np.einsum("m,mnk->nk", nodes[1], nodes[0]), policy.predict(rows.states))
     np.testing.assert_array_equal(log_prob_logged(policy, log), policy.log_prob(states, actions))
     second_moment = expectation(policy, log, lambda _, a: np.zeros(2000) if a is None else a[:, 0] ** 2)
-    at_half = float(np.trapezoid(density * grid**2, grid))
+    at_half = float(trapezoid(density * grid**2, grid))
     index = int(np.abs(states[:, 0] - 0.5).argmin())
     assert second_moment[index] == pytest.approx(at_half, rel=0.01)
 
