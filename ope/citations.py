@@ -227,11 +227,10 @@ def _nested(thing: Any) -> Iterator[str]:
 
 
 def _selector_names(selector: Any) -> Iterator[str]:
-    estimators = selector.estimators
-    for estimator in estimators.values() if isinstance(estimators, Mapping) else estimators:
+    for estimator in selector.settings_.estimators.values():
         yield from _names(estimator)
     if selector.primary_ is not None:
-        yield from ("simultaneous", selector.gate_adjust, "best_set", "ranks", "winners_curse")
+        yield from ("simultaneous", selector.settings_.gate_adjust, "best_set", "ranks", "winners_curse")
 
 
 def _keys(name: str) -> Iterable[str]:

@@ -186,11 +186,18 @@ def test_bad_settings_are_told(settings: dict[str, Any], error: type[Exception],
 
 def test_settings_that_change_later_change_no_words() -> None:
     pytest.importorskip("matplotlib", reason="the plot extra is not installed")
+    from ope.citations import citation
+    from ope.plotting import plot_estimates
     from ope.report import report_html
 
     def shown(selector: PolicySelector) -> list[str]:
         page = report_html(selector).split("<footer>")[0]
-        return [page, selector.decision_, selector.summary(), selector._repr_html_()]
+        ends = [
+            np.asarray(path.vertices).tolist()
+            for line in plot_estimates(selector).collections
+            for path in line.get_paths()
+        ]
+        return [page, selector.decision_, selector.summary(), selector._repr_html_(), citation(selector), str(ends)]
 
     nested = DoublyRobust(gamma=1.0, q=LSTDQ(ridge=0.5))
     selector = PolicySelector([PerDecisionIS(gamma=1.0), nested]).fit(noisy(), {"bold": BOLD, "caut": CAUTIOUS})

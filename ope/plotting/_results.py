@@ -48,7 +48,7 @@ def read_candidates(owner: str, results: Any, level: float | None, baseline: Any
             _rows(results.simultaneous_),
             *_baseline(owner, mine),
             results.best_name_,
-            float(results.level if level is None else level),
+            float(results.settings_.level if level is None else level),
         )
     estimates = read_estimates(owner, results)
     level = 0.95 if level is None else level

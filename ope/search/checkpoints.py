@@ -15,7 +15,6 @@ from ope.estimator import OTHER_IDS, OffPolicyEstimator
 from ope.policy import Policy, PolicyLearner, overlap
 from ope.search.training import named_estimators, new_selector, stages
 from ope.selection import PolicySelector
-from ope.selection.decision import nothing_in_words
 
 OWNER = "select_checkpoint"
 SHOWN = ("n_updates", "estimator", "value", "std_error", "low", "high", "lower_bound", "verdict")
@@ -56,7 +55,7 @@ class CheckpointSelection:
     def decision_(self) -> str:
         """The choice and its reason, in words."""
         if self.best_n_updates_ is None:
-            return nothing_in_words(self.selection_.deployed_name_, "selection_.results_")
+            return self.selection_._no_choice("selection_.results_")
         return str(self.selection_.decision_)
 
     def summary(self) -> str:

@@ -40,7 +40,6 @@ from ope.search.training import (
     with_setting,
 )
 from ope.selection import PolicySelector
-from ope.selection.decision import nothing_in_words
 from ope.validation import FloatArray, check_integer
 
 __all__ = ["CheckpointSelection", "CrossFitSelection", "PolicySearch", "cross_fit_select", "select_checkpoint"]
@@ -364,7 +363,7 @@ class PolicySearch(PolicyLearner):
 
     def _choice_in_words(self) -> str:
         if self.best_params_ is None:
-            return nothing_in_words(self.selection_.deployed_name_, "selection_.results_")
+            return self.selection_._no_choice("selection_.results_")
         return str(self.selection_.decision_)
 
     def _words_on_anew(self, data: LoggedDataset) -> str:

@@ -403,7 +403,7 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         self.best_name_: str | None = None
         self.deploy_, self.deployed_name_ = False, name
         if not self._eligible_ or self.primary_ is None:
-            self.decision_ = nothing_in_words(name, lacking=self.criterion if self._any_answer() else None)
+            self.decision_ = self._no_choice("results_")
             return
         self.corrected_ = choose_and_correct(
             self._eligible_, self._scores_, level=self.level, method=self.correction, seed=self.random_state
@@ -414,8 +414,11 @@ class PolicySelector(BaseEstimator):  # type: ignore[misc]
         self.deployed_name_ = self.best_name_ if self.deploy_ else name
         self.decision_ = in_words(evidence)
 
-    def _any_answer(self) -> bool:
-        return any(e.verdict.level < Level.REFUSE for answers in self.estimates_.values() for e in answers.values())
+    def _no_choice(self, table: str) -> str:
+        """Return the decision where no candidate can be chosen; `table` names where the reasons stand."""
+        verdicts = [e.verdict.level for answers in self.estimates_.values() for e in answers.values()]
+        lacking = self.settings_.criterion if min(verdicts, default=Level.REFUSE) < Level.REFUSE else None
+        return nothing_in_words(self.settings_.baseline, table, lacking=lacking)
 
     def _evidence(self, primary: str, corrected: CorrectedValue) -> Evidence:
         answers = self.estimates_[primary]
